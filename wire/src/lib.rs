@@ -1,1 +1,18 @@
-//! wire
+//! Dunlin's protocol: what a hub and an agent say to each other, and nothing else.
+//!
+//! Everything here is pure: no IO, no clock, no async, no logging. Time and randomness come in as values.
+//! Messages are postcard (<https://postcard.jamesmunns.com/wire-format>) in length-delimited frames on QUIC
+//! streams. Variants and fields are appended only, see [`version`]; `tests/` holds the bytes of every message.
+
+pub mod backoff;
+pub mod close;
+pub mod frame;
+pub mod ids;
+pub mod job;
+pub mod limits;
+pub mod message;
+pub mod ticket;
+pub mod version;
+
+pub use close::CloseCode;
+pub use ids::{ClaimId, Fence, FleetId, Key, NodeName, Tag, TaskId};

@@ -1,0 +1,19 @@
+//! The protocol's generations, one line per change. Both sides state theirs (`Hello`, `Welcome`); a sender never
+//! uses a variant or field newer than its peer's generation.
+//!
+//! | generation | change |
+//! |---|---|
+//! | 1 | the first |
+
+/// The generation this build speaks.
+pub const GENERATION: u16 = 1;
+
+/// The oldest generation this build still serves.
+pub const GENERATION_MIN: u16 = 1;
+
+/// ALPN of the uplink: `dunlin/<major>.<epoch>`. The epoch is raised when transport parameters change, because a
+/// client that remembers other limits for 0-RTT would break the connection.
+pub const ALPN: &[u8] = b"dunlin/1.1";
+
+/// The fixed server name; identity is the pinned key, not a name.
+pub const SERVER_NAME: &str = "dunlin.invalid";

@@ -1,1 +1,6 @@
-//! agent
+//! The agent: keeps one QUIC connection to its hub, claims tasks, checks each against the board's policy, runs it and
+//! delivers its outcome exactly once as the hub sees it.
+
+pub mod clock;
+pub mod core;
+pub mod exec;

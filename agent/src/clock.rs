@@ -1,0 +1,13 @@
+//! The only reader of time in the agent. Everything else takes `now` as a value.
+
+/// Milliseconds of CLOCK_BOOTTIME: never goes back, counts suspend, means nothing on another machine or after a
+/// reboot, so it is never persisted.
+pub type BootMs = u64;
+
+/// Now, in milliseconds since boot, suspend included.
+pub fn boot_ms() -> BootMs {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid for writes; CLOCK_BOOTTIME exists since Linux 2.6.39, so the call cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };
+    time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000
+}

@@ -92,6 +92,13 @@ pub enum ToAgent {
         /// The claim.
         claim: ClaimId,
     },
+    /// The outcome came, but its output has a gap or does not hash to what the report says: upload again from here.
+    Missing {
+        /// The attempt.
+        fence: Fence,
+        /// Bytes of stdout and stderr that the hub holds from the start without a gap.
+        have: [u64; 2],
+    },
 }
 
 /// First message of an enrolled node.

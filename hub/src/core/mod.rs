@@ -1,0 +1,9 @@
+//! Pure decisions of the hub: no IO, no clock, no async. Time and randomness come in as values.
+
+pub mod health;
+pub mod node;
+//pub mod schedule;
+pub mod step;
+pub mod task;
+pub mod timer;
+pub mod timing;

@@ -1,0 +1,316 @@
+//! Everything the loop is told ([`Event`]) and everything it says after a commit ([`Effect`]). Closed lists.
+
+use crate::core::health::Health;
+use crate::core::node::{Node, NodeSpec};
+use crate::core::task::{State, Task, TaskSpec};
+use dunlin_wire::message::{HostSample, Numbered, ToAgent, Upload};
+use dunlin_wire::{CloseCode, Fence, Key, NodeName, TaskId};
+use std::collections::BTreeMap;
+use tokio::sync::oneshot;
+
+/// One QUIC connection, as the link numbers them from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// Into the loop.
+#[derive(Debug)]
+pub enum Event {
+    /// A device proved that it holds this key.
+    Opened {
+        /// The connection.
+        conn: ConnId,
+        /// Its key.
+        key: Key,
+    },
+    /// A frame of its control stream.
+    Control {
+        /// The connection.
+        conn: ConnId,
+        /// The frame.
+        frame: Numbered,
+    },
+    /// A frame of one of its upload streams.
+    Upload {
+        /// The connection.
+        conn: ConnId,
+        /// The frame.
+        frame: Upload,
+    },
+    /// The connection is gone.
+    Closed {
+        /// The connection.
+        conn: ConnId,
+    },
+    /// The HTTP API asks.
+    Api {
+        /// Who asks: the name of the token.
+        actor: String,
+        /// What.
+        request: Request,
+        /// Where the answer goes.
+        reply: Reply,
+    },
+}
+
+/// Where an answer goes. Sent only after the commit that it tells of.
+pub type Reply = oneshot::Sender<Result<Answer, ApiRefusal>>;
+
+/// What the API can ask of the loop. Whatever only reads the store does not come here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Queue a task; without an id the hub makes one.
+    Submit {
+        /// The id.
+        id: Option<TaskId>,
+        /// The task.
+        spec: Box<TaskSpec>,
+    },
+    /// End a task.
+    Cancel(TaskId),
+    /// Queue a failed task again.
+    Retry(TaskId),
+    /// Why is a task not running?
+    Why(TaskId),
+    /// All nodes, by name.
+    Nodes,
+    /// One node.
+    Node(NodeName),
+    /// Give a node no new work, or again.
+    Drain(NodeName, bool),
+    /// Refuse a node's key for good.
+    Revoke(NodeName),
+    /// Make a ticket's record: spec, life in milliseconds.
+    Invite {
+        /// What the node will be.
+        node: NodeSpec,
+        /// How long it may be used, in milliseconds.
+        ttl_ms: u64,
+    },
+    /// Grant nothing more and cancel what is live.
+    Halt,
+    /// Grant again.
+    Resume,
+    /// Figures for `/metrics` and `/health`.
+    Metrics,
+}
+
+/// Answers to [`Request`].
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// To `Submit`: the task, and whether it was there already with the same body.
+    Submitted {
+        /// The task.
+        task: Box<Task>,
+        /// It was there.
+        duplicate: bool,
+    },
+    /// To `Cancel` and `Retry`: the task as it is now.
+    Task(Box<Task>),
+    /// To `Why`.
+    Why(Why),
+    /// To `Nodes`.
+    Nodes(Vec<NodeView>),
+    /// To `Node`, `Drain` and `Revoke`.
+    Node(Box<NodeView>),
+    /// To `Invite`: the ticket text, and when it ends in milliseconds since the epoch.
+    Ticket {
+        /// The text; a secret.
+        ticket: String,
+        /// Its end.
+        expires_ms: u64,
+    },
+    /// To `Halt`: how many tasks were cancelled. To `Resume`: 0.
+    Fleet {
+        /// Whether the fleet is halted now.
+        halted: bool,
+        /// Tasks that were cancelled.
+        cancelled: u64,
+    },
+    /// To `Metrics`.
+    Metrics(Box<Figures>),
+}
+
+/// Why the loop refuses a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ApiRefusal {
+    /// No such task.
+    #[error("there is no task `{0}`")]
+    UnknownTask(TaskId),
+    /// No such node.
+    #[error("there is no node `{0}`")]
+    UnknownNode(NodeName),
+    /// The id is taken by a task with another body.
+    #[error("task `{0}` exists with another body")]
+    TaskExists(TaskId),
+    /// The state does not allow it.
+    #[error("task `{id}` is {}, so it cannot be {verb}", state.as_str())]
+    IllegalMove {
+        /// The task.
+        id: TaskId,
+        /// Its state.
+        state: State,
+        /// What was asked, as a participle.
+        verb: &'static str,
+    },
+    /// A node of that name is enrolled.
+    #[error("node `{0}` is enrolled already; revoke it first, or choose another name")]
+    NodeExists(NodeName),
+    /// The node was revoked.
+    #[error("node `{0}` is revoked")]
+    NodeRevoked(NodeName),
+    /// Too many tasks wait.
+    #[error("the queue holds {0} tasks, its limit; cancel some or wait")]
+    QueueFull(u64),
+    /// The store is near its bound; only results are still taken.
+    #[error("the store is full: free space on the data disk or raise `store.max_gib`")]
+    StorageFull,
+    /// The commit failed; nothing of it happened.
+    #[error("the store could not commit; nothing was changed")]
+    StoreFailed,
+}
+
+/// Why a task is not running: words for people, from a closed list of codes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Why {
+    /// Where the task is.
+    pub state: State,
+    /// Reasons, most telling first: code and sentence.
+    pub reasons: Vec<(&'static str, String)>,
+}
+
+/// A node with what the loop knows of it now.
+#[derive(Debug, Clone)]
+pub struct NodeView {
+    /// The record.
+    pub node: Node,
+    /// By its silence.
+    pub health: Health,
+    /// Milliseconds since it was last heard; `None` when not heard since the hub started.
+    pub silent_ms: Option<u64>,
+    /// Whether a connection is open.
+    pub connected: bool,
+    /// Flagged: it left a grant unaccepted for too long.
+    pub unresponsive: bool,
+    /// Live attempts: task and fence, claimed first.
+    pub claimed: Vec<(TaskId, Fence)>,
+    /// Accepted attempts.
+    pub running: Vec<(TaskId, Fence)>,
+    /// Standing claims.
+    pub free: u32,
+    /// What the host last looked like.
+    pub sample: Option<HostSample>,
+    /// Code of the outcome it last reported.
+    pub last_outcome: Option<String>,
+}
+
+impl NodeView {
+    /// The state of AC-12's machine: offline, idle, assigned, working or blocked.
+    pub fn state(&self) -> &'static str {
+        if matches!(self.health, Health::Offline | Health::Unheard) {
+            "offline"
+        } else if self.unresponsive {
+            "blocked"
+        } else if !self.running.is_empty() {
+            "working"
+        } else if !self.claimed.is_empty() {
+            "assigned"
+        } else {
+            "idle"
+        }
+    }
+}
+
+/// Figures that only the loop knows. Everything is a count since the start unless it says otherwise.
+#[derive(Debug, Clone, Default)]
+pub struct Figures {
+    /// Tasks in the queue now, by priority.
+    pub queued: BTreeMap<i16, u64>,
+    /// Tasks now, by state.
+    pub tasks: BTreeMap<State, u64>,
+    /// Nodes now, by health.
+    pub nodes: BTreeMap<Health, u64>,
+    /// Attempts by how they ended: outcome code, or `lost`.
+    pub outcomes: BTreeMap<&'static str, u64>,
+    /// From queued (or its retry time) to granted.
+    pub claim_latency: Histogram,
+    /// From the start of a commit to its end.
+    pub commit: Histogram,
+    /// Connections closed by the hub, by close code.
+    pub closed: BTreeMap<CloseCode, u64>,
+    /// Refused messages, by verdict word.
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Open connections now.
+    pub connections: u64,
+    /// Whether the fleet is halted.
+    pub halted: bool,
+    /// Bytes the store uses now, and may use.
+    pub store_bytes: (u64, u64),
+}
+
+/// A histogram with fixed bounds, in microseconds.
+#[derive(Debug, Clone, Default)]
+pub struct Histogram {
+    /// Observations at or under each of [`Histogram::BOUNDS_US`], not cumulative; the last is beyond all.
+    pub counts: [u64; Self::BOUNDS_US.len() + 1],
+    /// Sum of all, in microseconds.
+    pub sum_us: u64,
+}
+
+impl Histogram {
+    /// Upper bounds of the buckets, in microseconds.
+    pub const BOUNDS_US: [u64; 14] = [
+        100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 500_000, 2_500_000, 10_000_000,
+        60_000_000,
+    ];
+
+    /// Adds an observation.
+    pub fn observe(&mut self, us: u64) {
+        self.counts[Self::BOUNDS_US.partition_point(|bound| *bound < us)] += 1;
+        self.sum_us += us;
+    }
+}
+
+/// Out of the loop, after the commit.
+#[derive(Debug)]
+pub enum Effect {
+    /// Say this on a connection.
+    Send(ConnId, ToAgent),
+    /// Close a connection.
+    Close(ConnId, CloseCode),
+    /// Answer the API.
+    Reply(Reply, Result<Answer, ApiRefusal>),
+    /// Events up to this id can be read.
+    Events(u64),
+}
+
+/// One entry of the event stream, stored in the transaction of the change that it tells of.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct EventRecord {
+    /// When, in milliseconds since the epoch.
+    pub at_ms: u64,
+    /// `task.enqueued`, `node.down` and so on.
+    pub kind: String,
+    /// The task concerned.
+    pub task: Option<TaskId>,
+    /// The node concerned.
+    pub node: Option<NodeName>,
+    /// The attempt concerned.
+    pub attempt: Option<u32>,
+    /// More: an outcome, a reason, a state.
+    pub detail: Option<String>,
+}
+
+/// What a manual action did, for the audit.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct AuditRecord {
+    /// When, in milliseconds since the epoch.
+    pub at_ms: u64,
+    /// The name of the token, or of the node for refused messages.
+    pub actor: String,
+    /// The action.
+    pub action: String,
+    /// What it was done to.
+    pub target: String,
+    /// `ok`, or the refusal's word.
+    pub result: String,
+}

@@ -1,0 +1,263 @@
+//! The hub's truth on disk. Nothing above this module knows which engine it is (LMDB, by heed).
+//!
+//! One writer, the loop, takes a [`Write`] per batch of events and commits it; readers take a [`View`] of the last
+//! commit from any thread. Deliberately absent: decisions, and any in-memory copy of what is stored.
+
+mod log;
+mod nodes;
+mod outputs;
+mod schema;
+mod tasks;
+
+pub use tasks::{TaskFilter, TaskPage};
+
+use heed::types::Bytes;
+use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, RoTxn, RwTxn, WithoutTls};
+use schema::{FORMAT, Table};
+use serde::{Serialize, de::DeserializeOwned};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// What went wrong with the store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system said no.
+    #[error("{path}: {source}")]
+    Io {
+        /// The path.
+        path: PathBuf,
+        /// What it said.
+        source: std::io::Error,
+    },
+    /// Another hub runs on this directory.
+    #[error("{0}: in use by another dunlin-hub; stop it, or choose another --data")]
+    Locked(PathBuf),
+    /// The engine said no.
+    #[error("store: {0}")]
+    Engine(heed::Error),
+    /// A record does not read back. Never treated as absent.
+    #[error("the store is corrupt: a record of `{table}` does not read back; restore a backup")]
+    Corrupt {
+        /// The table.
+        table: &'static str,
+    },
+    /// The file is shorter than what its header says.
+    #[error("{path}: the store is corrupt: {bytes} bytes where {wanted} are in use; restore a backup")]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+        /// What the header says.
+        wanted: u64,
+    },
+    /// It was written by a newer hub.
+    #[error("the store has format {found}, this hub reads format {}: run a newer dunlin-hub", FORMAT)]
+    Format {
+        /// The number found.
+        found: u32,
+    },
+}
+
+impl StoreError {
+    /// Whether there was no room: in the map or on the disk.
+    pub fn is_full(&self) -> bool {
+        match self {
+            StoreError::Engine(heed::Error::Mdb(e)) => *e == heed::MdbError::MapFull,
+            StoreError::Engine(heed::Error::Io(e)) => e.kind() == std::io::ErrorKind::StorageFull,
+            _ => false,
+        }
+    }
+}
+
+impl From<heed::Error> for StoreError {
+    fn from(error: heed::Error) -> Self {
+        StoreError::Engine(error)
+    }
+}
+
+type Tables = [Database<'static, Bytes, Bytes>; Table::COUNT];
+
+/// The open store.
+pub struct Store {
+    env: Env<WithoutTls>,
+    tables: Tables,
+    bytes_max: u64,
+    // Held for as long as the store is open.
+    _lock: File,
+}
+
+/// How to open a store.
+#[derive(Debug, Clone, Copy)]
+pub struct StoreOptions {
+    /// The map's bound, in bytes. The file grows up to it.
+    pub bytes_max: u64,
+    /// Whether a commit waits for the disk. Only the simulation says no.
+    pub sync: bool,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self { bytes_max: 8 << 30, sync: true }
+    }
+}
+
+impl Store {
+    /// Opens the store in `dir`, or makes it there when the directory has none.
+    ///
+    /// # Errors
+    /// Named ones for a second hub, a truncated file, another format; the engine's for the rest.
+    pub fn open(dir: &Path, options: StoreOptions) -> Result<Self, StoreError> {
+        let io = |source| StoreError::Io { path: dir.to_owned(), source };
+        std::fs::create_dir_all(dir).map_err(io)?;
+        let lock = File::create(dir.join("lock")).map_err(io)?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| StoreError::Locked(dir.to_owned()))?;
+        let mut builder = EnvOpenOptions::new().read_txn_without_tls();
+        builder.map_size(options.bytes_max as usize).max_dbs(Table::COUNT as u32).max_readers(64);
+        let flags = if options.sync { EnvFlags::empty() } else { EnvFlags::NO_SYNC };
+        // SAFETY: NO_SYNC only gives up durability. The lock file keeps every other hub out of the map, and nothing
+        // else writes to the file.
+        let env = unsafe { builder.flags(flags).open(dir) }?;
+        check_length(&env, &dir.join("data.mdb"))?;
+        let txn = env.write_txn()?;
+        let tables = env
+            .create_databases_and_commit(txn, |opener, txn| {
+                let mut made = Vec::new();
+                for table in Table::ALL {
+                    made.push(opener.create_database::<Bytes, Bytes>(txn, Some(table.name()))?);
+                }
+                let made: [Database<'_, Bytes, Bytes>; Table::COUNT] =
+                    made.try_into().unwrap_or_else(|_| unreachable!("one database per table"));
+                Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(made))
+            })?
+            .unwrap_commit();
+        let store = Self { env, tables, bytes_max: options.bytes_max, _lock: lock };
+        store.check_format()?;
+        Ok(store)
+    }
+
+    fn check_format(&self) -> Result<(), StoreError> {
+        let mut write = self.write()?;
+        match write.view().meta::<u32>("format")? {
+            Some(FORMAT) => return Ok(()),
+            Some(found) => return Err(StoreError::Format { found }),
+            None if !self.tables[Table::Tasks as usize].is_empty(&write.txn)? => {
+                return Err(StoreError::Corrupt { table: Table::Meta.name() });
+            }
+            None => write.put_meta("format", &FORMAT)?,
+        }
+        write.commit()
+    }
+
+    /// Begins the one write transaction.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn write(&self) -> Result<Write<'_>, StoreError> {
+        Ok(Write { txn: self.env.write_txn()?, tables: &self.tables })
+    }
+
+    /// Calls `f` with the state of the last commit.
+    ///
+    /// # Errors
+    /// The engine's, and those of `f`.
+    pub fn read<T>(&self, f: impl FnOnce(View<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let txn = self.env.read_txn()?;
+        f(View { txn: &txn, tables: &self.tables })
+    }
+
+    /// Bytes in use and the bound, in bytes. Free pages inside the file are not in use.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn bytes(&self) -> Result<(u64, u64), StoreError> {
+        let txn = self.env.read_txn()?;
+        let mut pages = 0;
+        for table in &self.tables {
+            let stat = table.stat(&txn)?;
+            pages += stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
+        }
+        Ok((pages as u64 * PAGE, self.bytes_max))
+    }
+}
+
+/// LMDB's page size here. LMDB takes the system's.
+const PAGE: u64 = 4096;
+
+fn check_length(env: &Env<WithoutTls>, path: &Path) -> Result<(), StoreError> {
+    let wanted = (env.info().last_page_number as u64 + 1) * PAGE;
+    let bytes =
+        std::fs::metadata(path).map_err(|source| StoreError::Io { path: path.to_owned(), source })?.len();
+    // A fresh store has only its two meta pages, or nothing at all before its first commit.
+    if bytes != 0 && bytes < wanted {
+        return Err(StoreError::Truncated { path: path.to_owned(), bytes, wanted });
+    }
+    Ok(())
+}
+
+/// Reads, inside a transaction of either kind.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    txn: &'a RoTxn<'a, WithoutTls>,
+    tables: &'a Tables,
+}
+
+impl<'a> View<'a> {
+    fn table(&self, table: Table) -> &'a Database<'static, Bytes, Bytes> {
+        &self.tables[table as usize]
+    }
+
+    fn get<T: DeserializeOwned>(&self, table: Table, key: &[u8]) -> Result<Option<T>, StoreError> {
+        match self.table(table).get(self.txn, key)? {
+            Some(bytes) => schema::decode(table, bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// A single value by name.
+    ///
+    /// # Errors
+    /// The engine's, or `Corrupt`.
+    pub fn meta<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StoreError> {
+        self.get(Table::Meta, name.as_bytes())
+    }
+}
+
+/// The one write transaction. Dropped without `commit`, nothing of it happened.
+pub struct Write<'a> {
+    txn: RwTxn<'a>,
+    tables: &'a Tables,
+}
+
+impl Write<'_> {
+    /// Reads that see this transaction's writes.
+    pub fn view(&self) -> View<'_> {
+        View { txn: &self.txn, tables: self.tables }
+    }
+
+    fn put<T: Serialize>(&mut self, table: Table, key: &[u8], value: &T) -> Result<(), StoreError> {
+        let bytes = schema::encode(value);
+        Ok(self.tables[table as usize].put(&mut self.txn, key, &bytes)?)
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) -> Result<bool, StoreError> {
+        Ok(self.tables[table as usize].delete(&mut self.txn, key)?)
+    }
+
+    /// Sets a single value by name.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn put_meta<T: Serialize>(&mut self, name: &str, value: &T) -> Result<(), StoreError> {
+        self.put(Table::Meta, name.as_bytes(), value)
+    }
+
+    /// Makes everything of this transaction durable at once.
+    ///
+    /// # Errors
+    /// Nothing of it happened then.
+    pub fn commit(self) -> Result<(), StoreError> {
+        Ok(self.txn.commit()?)
+    }
+}

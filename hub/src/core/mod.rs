@@ -2,7 +2,7 @@
 
 pub mod health;
 pub mod node;
-//pub mod schedule;
+pub mod schedule;
 pub mod step;
 pub mod task;
 pub mod timer;

@@ -66,8 +66,11 @@ pub enum Input {
     Retry,
     /// Its ttl is over.
     TtlOver,
-    /// Its `completeBy` passed.
-    Overdue,
+    /// Its live attempt must end, and the task be tried again.
+    Reclaim {
+        /// Why.
+        ending: Ending,
+    },
 }
 
 /// What a legal step did.
@@ -145,13 +148,12 @@ impl Task {
                 self.expect(State::Queued)?;
                 Ok(self.give_up(DeadReason::TtlExpired, cx))
             }
-            Input::Overdue => {
+            Input::Reclaim { ending } => {
                 if !matches!(self.state, State::Claimed | State::Running) {
                     return Err(Refusal::State(self.state));
                 }
                 let attempt = self.attempts.last_mut().ok_or(Refusal::StaleFence)?;
-                attempt.ending.get_or_insert(Ending::Overdue);
-                Ok(Change::Ending(Ending::Overdue))
+                Ok(Change::Ending(*attempt.ending.get_or_insert(ending)))
             }
         }
     }
@@ -236,7 +238,7 @@ impl Task {
         last.end = Some(End::Reported(report));
         if state.is_terminal() {
             // Cancelled meanwhile: kept in the history, but the task stays what it is.
-            return Err(Refusal::State(state));
+            return Ok(Change::Noted);
         }
         Ok(match outcome {
             Outcome::Ok if ending.is_none() => self.done(cx),

@@ -148,6 +148,8 @@ pub enum Ending {
     Cancelled(CancelledBy),
     /// Its `completeBy` passed.
     Overdue,
+    /// It reported no progress for too long.
+    Stuck,
 }
 
 /// One grant of a task to one node.

@@ -42,7 +42,7 @@ impl Default for Timing {
             margin_ms: 5_000,
             retry_ms: 250,
             retry_ms_max: 10_000,
-            stuck_ms: 0,
+            stuck_ms: 300_000,
             ageing_ms: 6_000,
             offline_ms: 24 * 3_600_000,
             claim_memory_ms: 24 * 3_600_000,

@@ -155,7 +155,7 @@ impl Store {
     /// # Errors
     /// The engine's.
     pub fn write(&self) -> Result<Write<'_>, StoreError> {
-        Ok(Write { txn: self.env.write_txn()?, tables: &self.tables })
+        Ok(Write { txn: self.env.write_txn()?, tables: &self.tables, wrote: false })
     }
 
     /// Calls `f` with the state of the last commit.
@@ -228,6 +228,7 @@ impl<'a> View<'a> {
 pub struct Write<'a> {
     txn: RwTxn<'a>,
     tables: &'a Tables,
+    wrote: bool,
 }
 
 impl Write<'_> {
@@ -238,10 +239,12 @@ impl Write<'_> {
 
     fn put<T: Serialize>(&mut self, table: Table, key: &[u8], value: &T) -> Result<(), StoreError> {
         let bytes = schema::encode(value);
+        self.wrote = true;
         Ok(self.tables[table as usize].put(&mut self.txn, key, &bytes)?)
     }
 
     fn delete(&mut self, table: Table, key: &[u8]) -> Result<bool, StoreError> {
+        self.wrote = true;
         Ok(self.tables[table as usize].delete(&mut self.txn, key)?)
     }
 
@@ -253,11 +256,11 @@ impl Write<'_> {
         self.put(Table::Meta, name.as_bytes(), value)
     }
 
-    /// Makes everything of this transaction durable at once.
+    /// Makes everything of this transaction durable at once; costs nothing when nothing was written.
     ///
     /// # Errors
     /// Nothing of it happened then.
     pub fn commit(self) -> Result<(), StoreError> {
-        Ok(self.txn.commit()?)
+        if self.wrote { Ok(self.txn.commit()?) } else { Ok(()) }
     }
 }

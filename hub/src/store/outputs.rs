@@ -94,6 +94,7 @@ impl Write<'_> {
         if fresh.is_empty() {
             return Ok(held);
         }
+        self.wrote = true;
         self.tables[Table::Outputs as usize].put(&mut self.txn, &piece_key(fence, stream, held), fresh)?;
         Ok(held + fresh.len() as u64)
     }
@@ -103,6 +104,7 @@ impl Write<'_> {
         let first = piece_key(fence, Stream::Stdout, 0);
         let last = piece_key(fence, Stream::Stderr, u64::MAX);
         let range = (Bound::Included(first.as_slice()), Bound::Included(last.as_slice()));
+        self.wrote = true;
         self.tables[Table::Outputs as usize].delete_range(&mut self.txn, &range)?;
         Ok(())
     }

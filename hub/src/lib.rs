@@ -3,4 +3,6 @@
 pub mod clock;
 pub mod core;
 pub mod event;
+pub mod fault;
+pub mod hub;
 pub mod store;

@@ -1,7 +1,7 @@
 //! Which queued task goes to which node. Event-driven: no sweep decides a claim.
 //!
 //! Queued tasks are grouped by what they need, so that a change looks at groups, not at tasks. What holds between two
-//! calls of [`Schedule::next`] that returned `None`: no queued task fits a seated node. So only tasks and nodes that
+//! calls of [`Schedule::next_grant`] that returned `None`: no queued task fits a seated node. So only tasks and nodes that
 //! changed since then are looked at.
 
 use super::task::Task;
@@ -109,7 +109,7 @@ impl Schedule {
 
     /// The next grant to make. The caller then removes the task and seats the node anew, or unseats it; both must
     /// happen before the next call.
-    pub fn next(&mut self) -> Option<(TaskId, NodeName)> {
+    pub fn next_grant(&mut self) -> Option<(TaskId, NodeName)> {
         while let Some((load, name)) = self.changed_nodes.first().cloned() {
             if let Some(task) = self.best_task(&name) {
                 return Some((task, name));
@@ -166,7 +166,7 @@ mod tests {
         free: &mut BTreeMap<NodeName, (u32, u32)>,
     ) -> Vec<String> {
         let mut granted = Vec::new();
-        while let Some((task, node)) = schedule.next() {
+        while let Some((task, node)) = schedule.next_grant() {
             let place = places.iter().find(|(id, _)| *id == task.as_str()).unwrap();
             schedule.remove(&place.1);
             let tags = schedule.seats[&node].tags.clone();

@@ -9,7 +9,8 @@ mod outputs;
 mod schema;
 mod tasks;
 
-pub use tasks::{TaskFilter, TaskPage};
+pub use nodes::Token;
+pub use tasks::{Filled, TaskFilter, TaskPage};
 
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, RoTxn, RwTxn, WithoutTls};
@@ -147,7 +148,8 @@ impl Store {
             }
             None => write.put_meta("format", &FORMAT)?,
         }
-        write.commit()
+        write.commit()?;
+        Ok(())
     }
 
     /// Begins the one write transaction.
@@ -256,11 +258,14 @@ impl Write<'_> {
         self.put(Table::Meta, name.as_bytes(), value)
     }
 
-    /// Makes everything of this transaction durable at once; costs nothing when nothing was written.
+    /// Makes everything of this transaction durable at once. Costs nothing, and says `false`, when nothing was written.
     ///
     /// # Errors
     /// Nothing of it happened then.
-    pub fn commit(self) -> Result<(), StoreError> {
-        if self.wrote { Ok(self.txn.commit()?) } else { Ok(()) }
+    pub fn commit(self) -> Result<bool, StoreError> {
+        if self.wrote {
+            self.txn.commit()?;
+        }
+        Ok(self.wrote)
     }
 }

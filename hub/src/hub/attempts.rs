@@ -1,0 +1,271 @@
+//! Grants, and what the node that holds one says until its outcome.
+
+use super::{Hub, Turn};
+use crate::core::health::Health;
+use crate::core::step::{Change, Input, Refusal};
+use crate::core::task::{Attempt, Task};
+use crate::core::timer::Timer;
+use crate::event::{AuditRecord, ConnId};
+use crate::store::{Filled, StoreError};
+use dunlin_wire::message::{AbortCause, AckVerdict, Grant, ToAgent};
+use dunlin_wire::{ClaimId, Fence, NodeName, TaskId};
+
+impl Hub {
+    /// Makes every grant that can be made.
+    pub(super) fn grant_all(&mut self, turn: &mut Turn<'_>) -> Result<(), StoreError> {
+        if self.halted {
+            return Ok(());
+        }
+        while let Some((id, node)) = self.schedule.next_grant() {
+            self.grant(&id, &node, turn)?;
+        }
+        Ok(())
+    }
+
+    fn grant(&mut self, id: &TaskId, name: &NodeName, turn: &mut Turn<'_>) -> Result<(), StoreError> {
+        let task = turn.write.view().task(id)?;
+        let mut task = task.ok_or(StoreError::Corrupt { table: "tasks" })?;
+        let Some((claim, profile)) = self.take_claim(name) else {
+            self.seat(name);
+            return Ok(());
+        };
+        let waited = turn.now.wall.saturating_sub(task.queued_ms.max(task.retry_at_ms.unwrap_or(0)));
+        let fence = self.next_fence;
+        let lease_ms = self.setup.timing.lease_ms(profile);
+        let input = Input::Grant { node: name.clone(), claim, fence, lease_ms };
+        let granted = self.apply(&mut task, input, turn)?;
+        assert_eq!(granted, Ok(Change::Granted), "the scheduler granted {id}, which is {:?}", task.state);
+        self.next_fence = fence.next();
+        turn.write.put_meta("next_fence", &self.next_fence)?;
+        turn.write.put_filled(name, claim, &Filled { fence, task: id.clone(), settled_ms: None })?;
+        turn.granted_after_ms.push(waited);
+        if let Some(attempt) = task.live() {
+            self.hold(&task, attempt, turn.now.mono);
+            self.send_grant(&task, attempt, turn);
+        }
+        self.seat(name);
+        Ok(())
+    }
+
+    fn take_claim(&mut self, name: &NodeName) -> Option<(ClaimId, dunlin_wire::message::Profile)> {
+        let member = self.members.get_mut(name)?;
+        let claim = member.session.as_mut()?.claims.pop_first()?;
+        Some((claim, member.node.spec.profile))
+    }
+
+    /// Pushes an attempt that is claimed and not accepted to its node, for the first time or again.
+    pub(super) fn send_grant(&self, task: &Task, attempt: &Attempt, turn: &mut Turn<'_>) {
+        let Some(session) = self.members.get(&attempt.node).and_then(|m| m.session.as_ref()) else { return };
+        let grant = Grant {
+            claim: attempt.claim,
+            fence: attempt.fence,
+            heard: session.heard,
+            lease_ms: attempt.lease_ms,
+            task: task.id.clone(),
+            attempt: attempt.number,
+            job: task.spec.job.clone(),
+            timeout_ms: task.spec.timeout_ms,
+            on_disconnect: task.spec.on_disconnect,
+            delivery: task.spec.delivery,
+        };
+        turn.send(session.conn, ToAgent::Grant(Box::new(grant)));
+    }
+
+    /// Offers a node to the scheduler, or takes it away: whatever about it changed.
+    pub(super) fn seat(&mut self, name: &NodeName) {
+        let Some(member) = self.members.get(name) else { return self.schedule.unseat(name) };
+        let load = member.held.len() as u32;
+        let free = member.session.as_ref().is_some_and(|s| !s.claims.is_empty());
+        let ready = free
+            && load < member.node.capacity()
+            && member.node.is_worker()
+            && !member.node.draining
+            && !member.unresponsive
+            && member.pulse.health() == Health::Healthy;
+        if ready {
+            self.schedule.seat(name, load, member.tags.clone());
+        } else {
+            self.schedule.unseat(name);
+        }
+    }
+
+    /// Standing claims of a node. One that was filled before gets the same grant again, or is void.
+    pub(super) fn handle_claims(
+        &mut self,
+        name: &NodeName,
+        ids: &[ClaimId],
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        for &claim in ids {
+            match turn.write.view().filled(name, claim)? {
+                None => {
+                    if let Some(session) = self.members.get_mut(name).and_then(|m| m.session.as_mut()) {
+                        session.claims.insert(claim);
+                    }
+                }
+                Some(filled) => self.repeat_claim(name, claim, &filled, turn)?,
+            }
+        }
+        self.seat(name);
+        Ok(())
+    }
+
+    fn repeat_claim(
+        &mut self,
+        name: &NodeName,
+        claim: ClaimId,
+        filled: &Filled,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        let task = turn.write.view().task(&filled.task)?;
+        let attempt = task.as_ref().and_then(|t| t.live()).filter(|a| a.fence == filled.fence);
+        match (task.as_ref(), attempt) {
+            (Some(task), Some(attempt)) if attempt.accepted_ms.is_none() && attempt.ending.is_none() => {
+                // The agent will count this lease from a message that it sent before now.
+                self.hold(task, attempt, turn.now.mono);
+                self.send_grant(task, attempt, turn);
+            }
+            (_, Some(_)) => {}
+            _ => {
+                let session = self.members.get(name).and_then(|m| m.session.as_ref());
+                if let Some(conn) = session.map(|s| s.conn) {
+                    turn.send(conn, ToAgent::Void { claim });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn settle_claim(
+        &mut self,
+        attempt: &Attempt,
+        task: &Task,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        let filled = Filled { fence: attempt.fence, task: task.id.clone(), settled_ms: Some(turn.now.wall) };
+        turn.write.put_filled(&attempt.node, attempt.claim, &filled)
+    }
+
+    pub(super) fn handle_accepted(
+        &mut self,
+        conn: ConnId,
+        name: &NodeName,
+        fence: Fence,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        let Some(mut task) = self.held_task(conn, name, fence, turn)? else { return Ok(()) };
+        if let Err(refusal) = self.apply(&mut task, Input::Accepted { fence }, turn)? {
+            return self.refuse(conn, name, fence, refusal, turn);
+        }
+        if let Some(held) = self.attempts.get_mut(&fence) {
+            held.accepted = true;
+        }
+        self.timers.clear(&Timer::Accept(fence));
+        self.watch_progress(fence, turn);
+        if let Some(member) = self.members.get_mut(name) {
+            member.unresponsive = false;
+        }
+        self.renew(conn, name, &[fence], turn)
+    }
+
+    pub(super) fn handle_started(
+        &mut self,
+        conn: ConnId,
+        name: &NodeName,
+        fence: Fence,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        let Some(mut task) = self.held_task(conn, name, fence, turn)? else { return Ok(()) };
+        match self.apply(&mut task, Input::Started { fence }, turn)? {
+            Ok(_) => Ok(()),
+            Err(refusal) => self.refuse(conn, name, fence, refusal, turn),
+        }
+    }
+
+    /// Renews the leases of `fences` that go on, and says so in one answer. Not those that must end: their time runs out.
+    pub(super) fn renew(
+        &mut self,
+        conn: ConnId,
+        name: &NodeName,
+        fences: &[Fence],
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        let mut leases = Vec::new();
+        for &fence in fences {
+            let Some(task) = self.held_task(conn, name, fence, turn)? else { continue };
+            if let Some(attempt) = task.live().filter(|a| a.ending.is_none()) {
+                let until = turn.now.mono + self.setup.timing.hold_ms(attempt.lease_ms);
+                self.timers.set(Timer::Lease(fence), until);
+                leases.push((fence, attempt.lease_ms));
+            } else if let Some(attempt) = task.live() {
+                self.send_abort(attempt, turn);
+            }
+        }
+        let heard = self.members.get(name).and_then(|m| m.session.as_ref()).map_or(0, |s| s.heard);
+        turn.send(conn, ToAgent::Renewed { heard, leases });
+        Ok(())
+    }
+
+    /// Something came of a running attempt.
+    pub(super) fn watch_progress(&mut self, fence: Fence, turn: &Turn<'_>) {
+        if self.setup.timing.stuck_ms > 0 && self.attempts.contains_key(&fence) {
+            self.timers.set(Timer::Stuck(fence), turn.now.mono + self.setup.timing.stuck_ms);
+        }
+    }
+
+    /// The task whose live attempt `fence` is, when `name` holds it. Otherwise the node is told to end it.
+    fn held_task(
+        &mut self,
+        conn: ConnId,
+        name: &NodeName,
+        fence: Fence,
+        turn: &mut Turn<'_>,
+    ) -> Result<Option<Task>, StoreError> {
+        let Some(held) = self.attempts.get(&fence) else {
+            self.refuse(conn, name, fence, Refusal::StaleFence, turn)?;
+            return Ok(None);
+        };
+        if held.node != *name {
+            self.refuse_foreign(name, fence, turn)?;
+            turn.send(conn, ToAgent::Abort { fence, cause: AbortCause::LeaseLost });
+            return Ok(None);
+        }
+        turn.write.view().task(&held.task)
+    }
+
+    fn refuse(
+        &mut self,
+        conn: ConnId,
+        name: &NodeName,
+        fence: Fence,
+        refusal: Refusal,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        let word = refusal.verdict().as_str();
+        *self.figures.refused.entry(word).or_default() += 1;
+        tracing::info!(node = %name, %fence, verdict = word, "refused");
+        turn.send(conn, ToAgent::Abort { fence, cause: AbortCause::LeaseLost });
+        Ok(())
+    }
+
+    /// A node spoke of another node's attempt: that is never an accident, so it is audited.
+    pub(super) fn refuse_foreign(
+        &mut self,
+        name: &NodeName,
+        fence: Fence,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        let word = AckVerdict::NotYourLease.as_str();
+        *self.figures.refused.entry(word).or_default() += 1;
+        tracing::warn!(node = %name, %fence, verdict = word, "refused");
+        let row = AuditRecord {
+            at_ms: turn.now.wall,
+            actor: format!("node:{name}"),
+            action: "attempt.report".into(),
+            target: fence.to_string(),
+            result: word.into(),
+        };
+        turn.write.append_audit(&row)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,128 @@
+//! Builds what is in memory from the store: at start, and after a commit that failed.
+
+use super::{Hub, Member, Setup};
+use crate::clock::Now;
+use crate::core::health::Pulse;
+use crate::core::node::Node;
+use crate::core::schedule::Schedule;
+use crate::core::task::State;
+use crate::core::timer::{Timer, Timers};
+use crate::event::Figures;
+use crate::store::{Store, StoreError};
+use dunlin_wire::{Fence, FleetId, Tag};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// How often history is pruned, in milliseconds.
+pub(super) const PRUNE_MS: u64 = 60_000;
+
+impl Hub {
+    /// An engine over `store`. A new store gets its fleet id here.
+    ///
+    /// # Errors
+    /// The store's; a record that does not read back among them.
+    pub fn open(store: Arc<Store>, setup: Setup, now: Now) -> Result<Self, StoreError> {
+        let mut rng = fastrand::Rng::with_seed(setup.seed);
+        let fleet = match store.read(|view| view.meta::<FleetId>("fleet"))? {
+            Some(fleet) => fleet,
+            None => {
+                let mut id = [0; 16];
+                rng.fill(&mut id);
+                let mut write = store.write()?;
+                write.put_meta("fleet", &FleetId(id))?;
+                write.commit()?;
+                FleetId(id)
+            }
+        };
+        let mut hub = Self {
+            store,
+            setup,
+            fleet,
+            rng,
+            next_seq: 0,
+            next_fence: Fence::first(0),
+            last_order_ms: 0,
+            halted: false,
+            members: BTreeMap::new(),
+            conns: BTreeMap::new(),
+            attempts: BTreeMap::new(),
+            schedule: Schedule::default(),
+            timers: Timers::default(),
+            figures: Figures::default(),
+        };
+        hub.rebuild(now)?;
+        Ok(hub)
+    }
+
+    /// The fleet of this store.
+    pub fn fleet(&self) -> FleetId {
+        self.fleet
+    }
+
+    /// Forgets everything in memory and reads the store. Live leases start again at their granted length, which is
+    /// later than what any agent counts; nodes are `unheard`.
+    pub(super) fn rebuild(&mut self, now: Now) -> Result<(), StoreError> {
+        self.conns.clear();
+        self.attempts.clear();
+        self.members.clear();
+        self.schedule = Schedule::default();
+        self.timers = Timers::default();
+        self.figures.tasks.clear();
+        self.figures.queued.clear();
+        let store = self.store.clone();
+        store.read(|view| {
+            self.next_seq = view.meta("next_seq")?.unwrap_or(1);
+            self.next_fence = view.meta("next_fence")?.unwrap_or(Fence::first(0));
+            self.last_order_ms = view.meta("last_order_ms")?.unwrap_or(0);
+            self.halted = view.meta("halted")?.unwrap_or(false);
+            for node in view.nodes()? {
+                self.enroll(node, now);
+            }
+            for state in State::ALL {
+                self.figures.tasks.insert(state, view.count_in(state)?);
+            }
+            let live = view.live()?;
+            for task in &live {
+                if let Some(attempt) = task.live() {
+                    self.hold(task, attempt, now.mono);
+                }
+                if let Some(at) = task.spec.complete_by.filter(|_| !task.state.is_terminal()) {
+                    self.timers.set(Timer::Overdue(task.id.clone()), now.mono + at.saturating_sub(now.wall));
+                }
+            }
+            let mut queued = Vec::new();
+            view.each_task_in(State::Queued, |task| queued.push(task))?;
+            for task in &queued {
+                *self.figures.queued.entry(task.spec.priority).or_default() += 1;
+                self.queue(task, now);
+            }
+            Ok(())
+        })?;
+        self.timers.set(Timer::Prune, now.mono + PRUNE_MS);
+        Ok(())
+    }
+
+    /// Takes a node into memory.
+    pub(super) fn enroll(&mut self, node: Node, now: Now) {
+        let member = Member {
+            tags: all_tags(&node),
+            pulse: Pulse::unheard(now.mono),
+            session: None,
+            held: BTreeSet::new(),
+            unresponsive: false,
+            sample: None,
+            last_outcome: None,
+            node,
+        };
+        let name = member.node.spec.name.clone();
+        if let Some(at) = member.pulse.poll_timeout(member.node.spec.profile, &self.setup.timing) {
+            self.timers.set(Timer::Health(name.clone()), at);
+        }
+        self.members.insert(name, member);
+    }
+}
+
+/// What the scheduler matches on: the operator's tags and the node's own capabilities.
+pub(super) fn all_tags(node: &Node) -> Arc<[Tag]> {
+    node.spec.tags.iter().chain(&node.capabilities).cloned().collect()
+}

@@ -1,0 +1,263 @@
+//! The engine of the hub: events in, one store transaction for all that waits, effects out after its commit.
+//!
+//! It is synchronous and reads no clock that decides anything, so the simulation drives exactly this code. What it
+//! keeps in memory is rebuilt from the store at start, and again after a commit that failed.
+
+mod attempts;
+mod load;
+mod requests;
+mod session;
+mod tasks;
+mod timers;
+mod uploads;
+mod views;
+
+use crate::clock::{self, Now};
+use crate::core::health::Pulse;
+use crate::core::node::Node;
+use crate::core::schedule::Schedule;
+use crate::core::timer::Timers;
+use crate::core::timing::Timing;
+use crate::event::{ApiRefusal, ConnId, Effect, Event, EventRecord, Figures};
+use crate::store::{Store, StoreError, Write};
+use dunlin_wire::message::{HostSample, ToAgent};
+use dunlin_wire::{ClaimId, CloseCode, Fence, FleetId, Key, NodeName, Tag, TaskId};
+use ring::signature::Ed25519KeyPair;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// What the engine is told once.
+pub struct Setup {
+    /// The numbers.
+    pub timing: Timing,
+    /// Queued tasks above which new ones are refused.
+    pub queue_max: u64,
+    /// Tasks kept in each terminal state; the oldest beyond are forgotten with their output.
+    pub keep_tasks: u64,
+    /// Addresses for tickets, `host:port`.
+    pub addrs: Vec<String>,
+    /// The hub's identity, to sign tickets.
+    pub key: Arc<Ed25519KeyPair>,
+    /// Seed of jitter and ids.
+    pub seed: u64,
+}
+
+/// An attempt whose end is unknown.
+#[derive(Debug, Clone)]
+struct Held {
+    task: TaskId,
+    node: NodeName,
+    accepted: bool,
+}
+
+/// A connection of a node that said Hello.
+#[derive(Debug)]
+struct Session {
+    conn: ConnId,
+    heard: u64,
+    claims: BTreeSet<ClaimId>,
+}
+
+/// An enrolled node and what is known of it now.
+#[derive(Debug)]
+struct Member {
+    node: Node,
+    tags: Arc<[Tag]>,
+    pulse: Pulse,
+    session: Option<Session>,
+    held: BTreeSet<Fence>,
+    unresponsive: bool,
+    sample: Option<HostSample>,
+    last_outcome: Option<String>,
+}
+
+/// A connection whose peer proved to hold a key.
+#[derive(Debug)]
+struct Conn {
+    key: Key,
+    node: Option<NodeName>,
+}
+
+/// The engine.
+pub struct Hub {
+    store: Arc<Store>,
+    setup: Setup,
+    fleet: FleetId,
+    rng: fastrand::Rng,
+    next_seq: u64,
+    next_fence: Fence,
+    last_order_ms: u64,
+    halted: bool,
+    members: BTreeMap<NodeName, Member>,
+    conns: BTreeMap<ConnId, Conn>,
+    attempts: BTreeMap<Fence, Held>,
+    schedule: Schedule,
+    timers: Timers,
+    figures: Figures,
+}
+
+/// One batch of events: its transaction and what is said once that is committed.
+struct Turn<'s> {
+    write: Write<'s>,
+    now: Now,
+    granted_after_ms: Vec<u64>,
+    effects: Vec<Effect>,
+    newest_event: Option<u64>,
+    room: Option<bool>,
+}
+
+impl Turn<'_> {
+    fn send(&mut self, conn: ConnId, message: ToAgent) {
+        self.effects.push(Effect::Send(conn, message));
+    }
+
+    fn event(&mut self, kind: &str, fill: impl FnOnce(&mut EventRecord)) -> Result<(), StoreError> {
+        let mut record = EventRecord {
+            at_ms: self.now.wall,
+            kind: kind.to_owned(),
+            task: None,
+            node: None,
+            attempt: None,
+            detail: None,
+        };
+        fill(&mut record);
+        self.newest_event = Some(self.write.append_event(&record)?);
+        Ok(())
+    }
+
+    fn node_event(&mut self, kind: &str, node: &NodeName, detail: Option<&str>) -> Result<(), StoreError> {
+        self.event(kind, |e| {
+            e.node = Some(node.clone());
+            e.detail = detail.map(str::to_owned);
+        })
+    }
+}
+
+impl Hub {
+    /// Handles everything that waits: one transaction, one commit, then the effects.
+    pub fn step(&mut self, events: Vec<Event>, now: Now) -> Vec<Effect> {
+        let store = self.store.clone();
+        let mut events = events.into_iter();
+        let mut effects = Vec::new();
+        match self.turn(&store, &mut events, now, &mut effects) {
+            Ok(()) => effects,
+            Err(error) => self.fail(error, effects, events, now),
+        }
+    }
+
+    /// When [`Hub::step`] must be called although no event came, in monotonic milliseconds.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        self.timers.poll_timeout()
+    }
+
+    fn turn(
+        &mut self,
+        store: &Store,
+        events: &mut impl Iterator<Item = Event>,
+        now: Now,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), StoreError> {
+        let began_us = clock::micros();
+        let mut turn = Turn {
+            write: store.write()?,
+            now,
+            granted_after_ms: Vec::new(),
+            effects: std::mem::take(effects),
+            newest_event: None,
+            room: None,
+        };
+        let done = self.fill(&mut turn, events);
+        let Turn { write, granted_after_ms, effects: made, newest_event, .. } = turn;
+        *effects = made;
+        done?;
+        crate::fault::point("before_commit");
+        let commit_us = clock::micros();
+        let wrote = write.commit()?;
+        crate::fault::point("after_commit");
+        let end_us = clock::micros();
+        if wrote {
+            self.figures.commit.observe(end_us - commit_us);
+        }
+        for waited_ms in granted_after_ms {
+            self.figures.claim_latency.observe(waited_ms * 1000 + (end_us - began_us));
+        }
+        effects.extend(newest_event.map(Effect::Events));
+        Ok(())
+    }
+
+    fn fill(
+        &mut self,
+        turn: &mut Turn<'_>,
+        events: &mut impl Iterator<Item = Event>,
+    ) -> Result<(), StoreError> {
+        for event in events {
+            self.handle(event, turn)?;
+        }
+        while let Some(timer) = self.timers.pop(turn.now.mono) {
+            self.handle_timer(timer, turn)?;
+        }
+        self.grant_all(turn)
+    }
+
+    fn handle(&mut self, event: Event, turn: &mut Turn<'_>) -> Result<(), StoreError> {
+        match event {
+            Event::Opened { conn, key } => {
+                self.handle_opened(conn, key, turn);
+                Ok(())
+            }
+            Event::Control { conn, frame } => self.handle_control(conn, frame, turn),
+            Event::Upload { conn, frame } => self.handle_upload(conn, frame, turn),
+            Event::Closed { conn } => {
+                self.handle_closed(conn);
+                Ok(())
+            }
+            Event::Api { actor, request, reply } => {
+                // Pushed first: should the store fail underneath, the reply is there to be told so.
+                turn.effects.push(Effect::Reply(reply, Err(ApiRefusal::StoreFailed)));
+                let at = turn.effects.len() - 1;
+                let answer = self.handle_request(&actor, request, turn)?;
+                if let Some(Effect::Reply(_, slot)) = turn.effects.get_mut(at) {
+                    *slot = answer;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Nothing of the batch happened. Whoever asked is told so; what is in memory may be ahead of the store, so it is
+    /// built again, and agents connect anew.
+    fn fail(
+        &mut self,
+        error: StoreError,
+        effects: Vec<Effect>,
+        rest: impl Iterator<Item = Event>,
+        now: Now,
+    ) -> Vec<Effect> {
+        tracing::error!(%error, "the store did not commit; everything since the last commit is dropped");
+        let refusal = if error.is_full() { ApiRefusal::StorageFull } else { ApiRefusal::StoreFailed };
+        let waiting = rest.filter_map(|event| match event {
+            Event::Api { reply, .. } => Some(reply),
+            _ => None,
+        });
+        let replies = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Reply(reply, _) => Some(reply),
+            _ => None,
+        });
+        let mut out: Vec<Effect> =
+            replies.chain(waiting).map(|reply| Effect::Reply(reply, Err(refusal.clone()))).collect();
+        let conns = std::mem::take(&mut self.conns);
+        out.extend(conns.into_keys().map(|conn| Effect::Close(conn, CloseCode::StoreFailed)));
+        if let Err(error) = self.rebuild(now) {
+            // The store cannot even be read: the process must not go on with a memory that nothing backs.
+            tracing::error!(%error, "the store cannot be read back; stopping");
+            std::process::exit(74);
+        }
+        out
+    }
+
+    fn close(&mut self, conn: ConnId, code: CloseCode, turn: &mut Turn<'_>) {
+        *self.figures.closed.entry(code).or_default() += 1;
+        turn.effects.push(Effect::Close(conn, code));
+        self.handle_closed(conn);
+    }
+}

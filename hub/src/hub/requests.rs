@@ -1,0 +1,224 @@
+//! What operators ask for.
+
+use super::{Hub, Turn};
+use crate::core::node::{Invite, NodeSpec};
+use crate::core::step::{Input, Refusal};
+use crate::core::task::{State, Task, TaskSpec};
+use crate::core::timer::Timer;
+use crate::event::{Answer, ApiRefusal, AuditRecord, Request};
+use crate::store::StoreError;
+use dunlin_wire::job::CancelledBy;
+use dunlin_wire::ticket::Ticket;
+use dunlin_wire::{CloseCode, Key, NodeName, TaskId};
+use ring::digest::{SHA256, digest};
+use ring::rand::{SecureRandom, SystemRandom};
+use ring::signature::KeyPair;
+
+type Answered = Result<Result<Answer, ApiRefusal>, StoreError>;
+
+impl Hub {
+    pub(super) fn handle_request(&mut self, actor: &str, request: Request, turn: &mut Turn<'_>) -> Answered {
+        let audit = audit_of(&request);
+        let answer = match request {
+            Request::Submit { id, spec } => self.submit(id, *spec, turn),
+            Request::Cancel(id) => {
+                self.move_task(&id, Input::Cancel { by: CancelledBy::Operator }, "cancelled", turn)
+            }
+            Request::Retry(id) => self.move_task(&id, Input::Retry, "retried", turn),
+            Request::Why(id) => Ok(match turn.write.view().task(&id)? {
+                Some(task) => Ok(Answer::Why(self.why(&task, turn))),
+                None => Err(ApiRefusal::UnknownTask(id)),
+            }),
+            Request::Nodes => {
+                Ok(Ok(Answer::Nodes(self.members.values().map(|m| self.view_of(m, turn)).collect())))
+            }
+            Request::Node(name) => Ok(self.node_answer(&name, turn)),
+            Request::Drain(name, on) => self.drain(&name, on, turn),
+            Request::Revoke(name) => self.revoke(&name, turn),
+            Request::Invite { node, ttl_ms } => self.invite(node, ttl_ms, turn),
+            Request::Halt => self.halt(turn),
+            Request::Resume => self.resume(turn),
+            Request::Metrics => Ok(Ok(Answer::Metrics(Box::new(self.figures_now())))),
+        }?;
+        if let Some((action, target)) = audit {
+            let result = answer.as_ref().err().map_or("ok".to_owned(), ToString::to_string);
+            let actor = actor.to_owned();
+            turn.write.append_audit(&AuditRecord {
+                at_ms: turn.now.wall,
+                actor,
+                action: action.into(),
+                target,
+                result,
+            })?;
+        }
+        Ok(answer)
+    }
+
+    fn submit(&mut self, id: Option<TaskId>, spec: TaskSpec, turn: &mut Turn<'_>) -> Answered {
+        let id = id.unwrap_or_else(|| self.new_id());
+        if let Some(task) = turn.write.view().task(&id)? {
+            let same = task.spec == spec;
+            return Ok(if same {
+                Ok(Answer::Submitted { task: Box::new(task), duplicate: true })
+            } else {
+                Err(ApiRefusal::TaskExists(id))
+            });
+        }
+        let queued = self.figures.tasks.get(&State::Queued).copied().unwrap_or(0);
+        if queued >= self.setup.queue_max {
+            return Ok(Err(ApiRefusal::QueueFull(self.setup.queue_max)));
+        }
+        if !self.has_room(turn)? {
+            return Ok(Err(ApiRefusal::StorageFull));
+        }
+        self.last_order_ms = self.last_order_ms.max(turn.now.wall);
+        let task = Task::new(id, spec, self.next_seq, turn.now.wall, self.last_order_ms);
+        self.next_seq += 1;
+        turn.write.put_meta("next_seq", &self.next_seq)?;
+        turn.write.put_meta("last_order_ms", &self.last_order_ms)?;
+        turn.write.put_task(&task, None)?;
+        self.count(State::Queued, &task, 1);
+        self.queue(&task, turn.now);
+        if let Some(at) = task.spec.complete_by {
+            self.timers
+                .set(Timer::Overdue(task.id.clone()), turn.now.mono + at.saturating_sub(turn.now.wall));
+        }
+        turn.event("task.enqueued", |e| e.task = Some(task.id.clone()))?;
+        Ok(Ok(Answer::Submitted { task: Box::new(task), duplicate: false }))
+    }
+
+    fn new_id(&mut self) -> TaskId {
+        const ALPHABET: &[u8] = b"0123456789abcdefghjkmnpqrstvwxyz";
+        let text: String = (0..16).map(|_| char::from(ALPHABET[self.rng.usize(..ALPHABET.len())])).collect();
+        format!("t-{text}").parse().unwrap_or_else(|_| unreachable!("made of allowed characters"))
+    }
+
+    /// Whether new work may come in. Results are taken beyond this, so that accepted work can always end.
+    fn has_room(&self, turn: &mut Turn<'_>) -> Result<bool, StoreError> {
+        if let Some(room) = turn.room {
+            return Ok(room);
+        }
+        let (used, max) = self.store.bytes()?;
+        let room = used <= max / 10 * 9;
+        turn.room = Some(room);
+        Ok(room)
+    }
+
+    fn move_task(&mut self, id: &TaskId, input: Input, verb: &'static str, turn: &mut Turn<'_>) -> Answered {
+        let Some(mut task) = turn.write.view().task(id)? else {
+            return Ok(Err(ApiRefusal::UnknownTask(id.clone())));
+        };
+        Ok(match self.apply(&mut task, input, turn)? {
+            Ok(_) => Ok(Answer::Task(Box::new(task))),
+            Err(Refusal::State(_) | Refusal::StaleFence | Refusal::Duplicate) => {
+                Err(ApiRefusal::IllegalMove { id: id.clone(), state: task.state, verb })
+            }
+        })
+    }
+
+    fn node_answer(&self, name: &NodeName, turn: &Turn<'_>) -> Result<Answer, ApiRefusal> {
+        match self.members.get(name) {
+            Some(member) => Ok(Answer::Node(Box::new(self.view_of(member, turn)))),
+            None => Err(ApiRefusal::UnknownNode(name.clone())),
+        }
+    }
+
+    fn drain(&mut self, name: &NodeName, on: bool, turn: &mut Turn<'_>) -> Answered {
+        let Some(member) = self.members.get_mut(name) else {
+            return Ok(Err(ApiRefusal::UnknownNode(name.clone())));
+        };
+        if member.node.draining != on {
+            member.node.draining = on;
+            turn.write.put_node(&member.node)?;
+            turn.node_event(if on { "node.draining" } else { "node.undrained" }, name, None)?;
+            self.seat(name);
+        }
+        Ok(self.node_answer(name, turn))
+    }
+
+    fn revoke(&mut self, name: &NodeName, turn: &mut Turn<'_>) -> Answered {
+        let Some(member) = self.members.get_mut(name) else {
+            return Ok(Err(ApiRefusal::UnknownNode(name.clone())));
+        };
+        if member.node.revoked_ms.is_none() {
+            member.node.revoked_ms = Some(turn.now.wall);
+            turn.write.put_node(&member.node)?;
+            turn.node_event("node.revoked", name, None)?;
+            let key = member.node.key;
+            let conns = self.conns.iter().filter(|(_, c)| c.key == key).map(|(id, _)| *id);
+            for conn in conns.collect::<Vec<_>>() {
+                self.close(conn, CloseCode::Revoked, turn);
+            }
+            self.seat(name);
+        }
+        Ok(self.node_answer(name, turn))
+    }
+
+    fn invite(&mut self, node: NodeSpec, ttl_ms: u64, turn: &mut Turn<'_>) -> Answered {
+        if self.members.get(&node.name).is_some_and(|m| m.node.revoked_ms.is_none()) {
+            return Ok(Err(ApiRefusal::NodeExists(node.name)));
+        }
+        let (mut invite, mut secret) = ([0; 16], [0; 16]);
+        let random = SystemRandom::new();
+        if random.fill(&mut invite).and_then(|()| random.fill(&mut secret)).is_err() {
+            return Ok(Err(ApiRefusal::StoreFailed));
+        }
+        let Ok(hub) = self.setup.key.public_key().as_ref().try_into().map(Key) else {
+            return Ok(Err(ApiRefusal::StoreFailed));
+        };
+        let mut secret_hash = [0; 32];
+        secret_hash.copy_from_slice(digest(&SHA256, &secret).as_ref());
+        let expires_ms = turn.now.wall + ttl_ms;
+        turn.write.put_invite(&invite, &Invite { node, secret_hash, expires_ms, used_by: None })?;
+        let ticket = Ticket { addrs: self.setup.addrs.clone(), hub, fleet: self.fleet, invite, secret };
+        Ok(Ok(Answer::Ticket { ticket: ticket.sign(&self.setup.key), expires_ms }))
+    }
+
+    fn halt(&mut self, turn: &mut Turn<'_>) -> Answered {
+        self.set_halted(true, turn)?;
+        let mut live: Vec<TaskId> = self.attempts.values().map(|h| h.task.clone()).collect();
+        live.sort();
+        let mut cancelled = 0;
+        for id in live {
+            let Some(mut task) = turn.write.view().task(&id)? else { continue };
+            let input = Input::Cancel { by: CancelledBy::Halt };
+            cancelled += u64::from(self.apply(&mut task, input, turn)?.is_ok());
+        }
+        Ok(Ok(Answer::Fleet { halted: true, cancelled }))
+    }
+
+    fn resume(&mut self, turn: &mut Turn<'_>) -> Answered {
+        self.set_halted(false, turn)?;
+        let names: Vec<NodeName> = self.members.keys().cloned().collect();
+        for name in names {
+            self.seat(&name);
+        }
+        Ok(Ok(Answer::Fleet { halted: false, cancelled: 0 }))
+    }
+
+    fn set_halted(&mut self, halted: bool, turn: &mut Turn<'_>) -> Result<(), StoreError> {
+        if self.halted != halted {
+            self.halted = halted;
+            turn.write.put_meta("halted", &halted)?;
+            turn.event(if halted { "fleet.halted" } else { "fleet.resumed" }, |_| {})?;
+        }
+        Ok(())
+    }
+}
+
+/// Manual actions leave an audit row; reads and submissions do not.
+fn audit_of(request: &Request) -> Option<(&'static str, String)> {
+    Some(match request {
+        Request::Cancel(id) => ("task.cancel", id.to_string()),
+        Request::Retry(id) => ("task.retry", id.to_string()),
+        Request::Drain(name, true) => ("node.drain", name.to_string()),
+        Request::Drain(name, false) => ("node.undrain", name.to_string()),
+        Request::Revoke(name) => ("node.revoke", name.to_string()),
+        Request::Invite { node, .. } => ("node.invite", node.name.to_string()),
+        Request::Halt => ("fleet.halt", String::new()),
+        Request::Resume => ("fleet.resume", String::new()),
+        Request::Submit { .. } | Request::Why(_) | Request::Nodes | Request::Node(_) | Request::Metrics => {
+            return None;
+        }
+    })
+}

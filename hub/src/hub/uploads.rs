@@ -1,0 +1,160 @@
+//! Output and outcomes. An outcome is settled only together with all output that it names.
+
+use super::session::have;
+use super::{Hub, Turn};
+use crate::core::schedule::Need;
+use crate::core::step::{Input, Refusal};
+use crate::core::task::{End, Task};
+use crate::event::ConnId;
+use crate::store::StoreError;
+use dunlin_wire::job::{Report, Stream};
+use dunlin_wire::message::{AckVerdict, ToAgent, Upload};
+use dunlin_wire::{CloseCode, Fence, NodeName, TaskId, limits};
+
+impl Hub {
+    /// A frame of an upload stream.
+    pub(super) fn handle_upload(
+        &mut self,
+        conn: ConnId,
+        upload: Upload,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        match self.conns.get(&conn).map(|c| c.node.clone()) {
+            Some(Some(name)) => {
+                self.heard(&name, 0, turn)?;
+                self.handle_node_upload(conn, &name, upload, turn)
+            }
+            Some(None) => {
+                self.close(conn, CloseCode::Garbage, turn);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn handle_node_upload(
+        &mut self,
+        conn: ConnId,
+        name: &NodeName,
+        upload: Upload,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        match upload {
+            Upload::Chunk { fence, stream, offset, bytes } => {
+                self.handle_chunk(name, fence, stream, offset, &bytes, turn)
+            }
+            Upload::Outcome { task, fence, report } => {
+                self.handle_outcome(conn, name, &task, fence, report, turn)
+            }
+        }
+    }
+
+    fn handle_chunk(
+        &mut self,
+        name: &NodeName,
+        fence: Fence,
+        stream: Stream,
+        offset: u64,
+        bytes: &[u8],
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        if bytes.len() > limits::CHUNK_MAX || offset.saturating_add(bytes.len() as u64) > limits::OUTPUT_MAX {
+            return Ok(());
+        }
+        if self.attempts.get(&fence).is_none_or(|held| held.node != *name) && !takes_late(name, fence, turn)?
+        {
+            *self.figures.refused.entry(AckVerdict::StaleFence.as_str()).or_default() += 1;
+            return Ok(());
+        }
+        turn.write.append_output(fence, stream, offset, bytes)?;
+        self.watch_progress(fence, turn);
+        Ok(())
+    }
+
+    fn handle_outcome(
+        &mut self,
+        conn: ConnId,
+        name: &NodeName,
+        id: &TaskId,
+        fence: Fence,
+        report: Box<Report>,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        let Some(mut task) = turn.write.view().task(id)? else {
+            return self.ack(conn, fence, AckVerdict::UnknownTask, turn);
+        };
+        if task.attempts.iter().any(|a| a.fence == fence && a.node != *name) {
+            self.refuse_foreign(name, fence, turn)?;
+            return self.ack(conn, fence, AckVerdict::NotYourLease, turn);
+        }
+        let open = task.last().is_some_and(|a| a.fence == fence && !matches!(a.end, Some(End::Reported(_))));
+        if open && let Some(have) = self.missing(fence, &report, turn)? {
+            turn.send(conn, ToAgent::Missing { fence, have });
+            return Ok(());
+        }
+        let ended = task.state.is_terminal();
+        let state = task.state;
+        let elsewhere = self.fits_elsewhere(&task, name);
+        let verdict = match self.apply(&mut task, Input::Reported { fence, report, elsewhere }, turn)? {
+            Ok(_) if ended => Refusal::State(state).verdict(),
+            Ok(_) => AckVerdict::Applied,
+            Err(refusal) => refusal.verdict(),
+        };
+        self.ack(conn, fence, verdict, turn)
+    }
+
+    fn ack(
+        &mut self,
+        conn: ConnId,
+        fence: Fence,
+        verdict: AckVerdict,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        if !matches!(verdict, AckVerdict::Applied | AckVerdict::Duplicate) {
+            *self.figures.refused.entry(verdict.as_str()).or_default() += 1;
+            tracing::info!(%fence, verdict = verdict.as_str(), "outcome refused");
+        }
+        turn.send(conn, ToAgent::Ack { fence, verdict });
+        Ok(())
+    }
+
+    /// Where the agent must upload from, when what is held is not what the report names.
+    fn missing(
+        &self,
+        fence: Fence,
+        report: &Report,
+        turn: &mut Turn<'_>,
+    ) -> Result<Option<[u64; 2]>, StoreError> {
+        let held = have(fence, turn)?;
+        let kept = |i: usize| report.streams[i].kept().min(limits::OUTPUT_MAX);
+        if (0..2).any(|i| held[i] < kept(i)) {
+            return Ok(Some(held));
+        }
+        for (i, stream) in Stream::BOTH.into_iter().enumerate() {
+            let whole = report.streams[i].kept() <= limits::OUTPUT_MAX;
+            let empty = kept(i) == 0 && held[i] == 0;
+            if whole && !empty && turn.write.view().output_digest(fence, stream)? != report.streams[i].digest
+            {
+                turn.write.remove_output(fence)?;
+                return Ok(Some([0, 0]));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether another enrolled node could take the task that `name` just refused.
+    fn fits_elsewhere(&self, task: &Task, name: &NodeName) -> bool {
+        let need = Need::of(task);
+        self.members.iter().any(|(other, m)| other != name && m.node.is_worker() && need.fits(other, &m.tags))
+    }
+}
+
+/// Whether output of an attempt that the hub gave up may still count: it was not granted again.
+fn takes_late(name: &NodeName, fence: Fence, turn: &Turn<'_>) -> Result<bool, StoreError> {
+    let view = turn.write.view();
+    let Some(id) = view.task_of(fence)? else { return Ok(false) };
+    let task = view.task(&id)?;
+    Ok(task.is_some_and(|t| {
+        t.last().is_some_and(|a| a.fence == fence && a.node == *name && matches!(a.end, Some(End::Lost(_))))
+    }))
+}

@@ -40,6 +40,8 @@ pub enum Event {
     Closed {
         /// The connection.
         conn: ConnId,
+        /// The code that the link closed it with, when it did.
+        by: Option<CloseCode>,
     },
     /// The HTTP API asks.
     Api {

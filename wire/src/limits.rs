@@ -4,6 +4,8 @@
 pub const FRAME_MAX: usize = 512 * 1024;
 /// Largest output chunk in one message, in bytes.
 pub const CHUNK_MAX: usize = 16 * 1024;
+/// Largest frame on an upload stream, in bytes: a chunk, or a report.
+pub const UPLOAD_FRAME_MAX: usize = 64 * 1024;
 /// Longest task id, in bytes.
 pub const TASK_ID_MAX: usize = 64;
 /// Longest node name, in bytes (a DNS label).

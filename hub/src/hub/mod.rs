@@ -207,7 +207,10 @@ impl Hub {
             }
             Event::Control { conn, frame } => self.handle_control(conn, frame, turn),
             Event::Upload { conn, frame } => self.handle_upload(conn, frame, turn),
-            Event::Closed { conn } => {
+            Event::Closed { conn, by } => {
+                if let Some(code) = by {
+                    *self.figures.closed.entry(code).or_default() += 1;
+                }
                 self.handle_closed(conn);
                 Ok(())
             }

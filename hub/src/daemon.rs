@@ -1,0 +1,114 @@
+//! The command line of `dunlin-hub`.
+
+use crate::config::{Config, ConfigError, Overrides};
+use crate::{doctor, run};
+use clap::{Parser, Subcommand};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Exit code of a configuration or usage error (sysexits EX_USAGE).
+const EX_USAGE: u8 = 64;
+/// Exit code when the hub cannot start or go on (sysexits EX_UNAVAILABLE).
+const EX_UNAVAILABLE: u8 = 69;
+
+#[derive(Parser)]
+#[command(
+    name = "dunlin-hub",
+    version,
+    about = "The hub of a Dunlin fleet: durable queue, QUIC endpoint for agents, HTTP API.",
+    after_help = "Exit codes: 0 stopped in order or all well; 1 a check is red; 64 wrong usage or configuration; \
+                  69 it could not start (port in use, directory not writable, store in use or corrupt)."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the hub.
+    Serve(Common),
+    /// Check the configuration and say what would be used; opens nothing.
+    Check(Common),
+    /// Look at this machine: directory, disk, ports, clock, store.
+    Doctor {
+        #[command(flatten)]
+        common: Common,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(clap::Args)]
+struct Common {
+    /// Configuration file (TOML). Default: /etc/dunlin/hub.toml when it is there.
+    #[arg(long, env = "DUNLIN_HUB_CONFIG")]
+    config: Option<PathBuf>,
+    /// Data directory. Default: /var/lib/dunlin-hub.
+    #[arg(long, env = "DUNLIN_HUB_DATA")]
+    data: Option<PathBuf>,
+    /// Address and UDP port for agents. Default: 0.0.0.0:7443.
+    #[arg(long)]
+    quic: Option<SocketAddr>,
+    /// Address and TCP port of the API. Default: 127.0.0.1:7080.
+    #[arg(long)]
+    http: Option<SocketAddr>,
+}
+
+impl Common {
+    fn load(&self) -> Result<Config, ConfigError> {
+        let usual = PathBuf::from("/etc/dunlin/hub.toml");
+        let file = self.config.clone().or_else(|| usual.exists().then_some(usual));
+        let over = Overrides { data: self.data.clone(), quic: self.quic, http: self.http };
+        Config::load(file.as_deref(), &over)
+    }
+}
+
+/// Runs `dunlin-hub` with the process's arguments.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 });
+        }
+    };
+    match cli.command {
+        Command::Serve(common) => with_config(&common, serve),
+        Command::Check(common) => with_config(&common, |config| {
+            println!(
+                "configuration is good: data {}, quic {}, http {}",
+                config.data.display(),
+                config.quic,
+                config.http
+            );
+            ExitCode::SUCCESS
+        }),
+        Command::Doctor { common, json } => with_config(&common, |config| doctor::run(config, json)),
+    }
+}
+
+fn with_config(common: &Common, f: impl FnOnce(&Config) -> ExitCode) -> ExitCode {
+    match common.load() {
+        Ok(config) => f(&config),
+        Err(error) => {
+            eprintln!("dunlin-hub: {error}");
+            ExitCode::from(EX_USAGE)
+        }
+    }
+}
+
+fn serve(config: &Config) -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log).unwrap_or_default();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), data = %config.data.display(), "dunlin-hub");
+    match run::serve(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dunlin-hub: {error:#}");
+            ExitCode::from(EX_UNAVAILABLE)
+        }
+    }
+}

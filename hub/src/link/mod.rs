@@ -1,0 +1,96 @@
+//! The QUIC endpoint: who connects is known by its key (raw public keys, RFC 7250), and every frame becomes an event.
+//!
+//! Deliberately absent: what a message means. The engine decides that, and answers through a bounded [`Outbox`].
+
+mod session;
+mod tls;
+
+pub use tls::{Identity, IdentityError, write_secret};
+
+use crate::event::{ConnId, Event};
+use dunlin_wire::CloseCode;
+use dunlin_wire::message::ToAgent;
+use quinn::{Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc};
+
+/// Messages that may wait for one agent. One that does not read so many is cut off; it loses nothing by that.
+const OUTBOX_MAX: usize = 1024;
+/// Handshakes at once; more are turned away, so that strangers cannot fill the memory.
+const HANDSHAKES_MAX: usize = 256;
+/// Three times the longest heartbeat. The agent's own, shorter, idle timeout holds; liveness is judged above QUIC.
+const IDLE: Duration = Duration::from_secs(900);
+/// How long a handshake, and then the first message, may take.
+const HELLO: Duration = Duration::from_secs(10);
+
+/// The way to one agent.
+#[derive(Debug, Clone)]
+pub struct Outbox {
+    messages: mpsc::Sender<ToAgent>,
+    connection: quinn::Connection,
+}
+
+impl Outbox {
+    /// Queues a message; an agent that does not take its messages is cut off.
+    pub fn send(&self, message: ToAgent) {
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.messages.try_send(message) {
+            self.close(CloseCode::Flooding);
+        }
+    }
+
+    /// Closes the connection.
+    pub fn close(&self, code: CloseCode) {
+        self.connection.close(VarInt::from_u32(code as u32), code.as_str().as_bytes());
+    }
+}
+
+/// Where connections report to.
+#[derive(Clone)]
+pub struct Lines {
+    /// Into the loop.
+    pub events: mpsc::Sender<Event>,
+    /// How the loop learns of an outbox. Sent before the connection's `Opened`.
+    pub outboxes: mpsc::Sender<(ConnId, Outbox)>,
+}
+
+/// Opens the endpoint.
+///
+/// # Errors
+/// When the address cannot be had.
+pub fn bind(addr: SocketAddr, identity: &Identity) -> std::io::Result<Endpoint> {
+    let tls = tls::server_config(identity).map_err(std::io::Error::other)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
+    config.transport_config(Arc::new(transport()));
+    let runtime = quinn::default_runtime().ok_or_else(|| std::io::Error::other("no tokio runtime"))?;
+    Endpoint::new(EndpointConfig::default(), Some(config), UdpSocket::bind(addr)?, runtime)
+}
+
+fn transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE).unwrap_or(VarInt::MAX.into())))
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(128))
+        .stream_receive_window(VarInt::from_u32(256 * 1024))
+        .receive_window(VarInt::from_u32(1024 * 1024))
+        .send_window(1024 * 1024)
+        .datagram_receive_buffer_size(None);
+    transport
+}
+
+/// Accepts connections until the endpoint is closed.
+pub async fn accept(endpoint: Endpoint, lines: Lines) {
+    let next = AtomicU64::new(1);
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    while let Some(incoming) = endpoint.accept().await {
+        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        let conn = ConnId(next.fetch_add(1, Ordering::Relaxed));
+        tokio::spawn(session::serve(conn, incoming, lines.clone(), permit));
+    }
+}

@@ -1,0 +1,169 @@
+//! One connection: a control stream both ways, and upload streams in.
+
+use super::{HELLO, Lines, OUTBOX_MAX, Outbox};
+use crate::event::{ConnId, Event};
+use dunlin_wire::frame::{self, Decoder, FrameError};
+use dunlin_wire::message::{Numbered, ToAgent, Upload};
+use dunlin_wire::{CloseCode, Key, limits};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
+use rustls::pki_types::CertificateDer;
+use serde::de::DeserializeOwned;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::timeout;
+
+/// Serves one connection from its first packet to its end.
+pub(super) async fn serve(
+    conn: ConnId,
+    incoming: quinn::Incoming,
+    lines: Lines,
+    handshake: OwnedSemaphorePermit,
+) {
+    let peer = incoming.remote_address();
+    let connection = match timeout(HELLO, incoming).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return tracing::debug!(%peer, %error, "handshake failed"),
+        Err(_) => return tracing::debug!(%peer, "handshake took too long"),
+    };
+    drop(handshake);
+    let Some(key) = peer_key(&connection) else {
+        return close(&connection, CloseCode::UnknownKey);
+    };
+    let (messages, outbox) = mpsc::channel(OUTBOX_MAX);
+    let to_agent = Outbox { messages, connection: connection.clone() };
+    if lines.outboxes.send((conn, to_agent)).await.is_err() {
+        return close(&connection, CloseCode::Leaving);
+    }
+    if lines.events.send(Event::Opened { conn, key }).await.is_err() {
+        return close(&connection, CloseCode::Leaving);
+    }
+    tracing::debug!(%peer, %key, conn = conn.0, "connected");
+    let code = tokio::select! {
+        code = control(conn, &connection, &lines, outbox) => code,
+        code = uploads(conn, &connection, &lines) => code,
+        _ = connection.closed() => None,
+    };
+    if let Some(code) = code {
+        tracing::warn!(%peer, %key, code = code.as_str(), "closed by the link");
+        close(&connection, code);
+    }
+    let why = connection.closed().await;
+    tracing::debug!(%peer, conn = conn.0, %why, "disconnected");
+    let _ = lines.events.send(Event::Closed { conn, by: code }).await;
+}
+
+fn peer_key(connection: &Connection) -> Option<Key> {
+    let certs = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    Key::from_spki(certs.first()?)
+}
+
+fn close(connection: &Connection, code: CloseCode) {
+    connection.close(VarInt::from_u32(code as u32), code.as_str().as_bytes());
+}
+
+/// The control stream, until it or the connection ends; the code to close with, when the peer is to blame.
+async fn control(
+    conn: ConnId,
+    connection: &Connection,
+    lines: &Lines,
+    outbox: mpsc::Receiver<ToAgent>,
+) -> Option<CloseCode> {
+    let (send, mut recv) = match timeout(HELLO, connection.accept_bi()).await {
+        Ok(Ok(streams)) => streams,
+        Ok(Err(_)) => return None,
+        Err(_) => return Some(CloseCode::NoHello),
+    };
+    let writer = write(send, outbox);
+    let reader = async {
+        let mut decoder = Decoder::new(limits::FRAME_MAX);
+        let first = timeout(HELLO, next_frame::<Numbered>(&mut recv, &mut decoder)).await;
+        let mut frame = match first {
+            Ok(frame) => frame,
+            Err(_) => return Some(CloseCode::NoHello),
+        };
+        loop {
+            match frame {
+                Ok(Some(frame)) => lines.events.send(Event::Control { conn, frame }).await.ok()?,
+                // An agent that ends its control stream has nothing more to say.
+                Ok(None) => return Some(CloseCode::Leaving),
+                Err(error) => return Some(code_of(error)),
+            }
+            frame = next_frame(&mut recv, &mut decoder).await;
+        }
+    };
+    tokio::select! {
+        code = reader => code,
+        () = writer => None,
+    }
+}
+
+async fn write(mut send: SendStream, mut outbox: mpsc::Receiver<ToAgent>) {
+    let mut waiting = Vec::new();
+    while outbox.recv_many(&mut waiting, 64).await > 0 {
+        let mut bytes = Vec::new();
+        for message in waiting.drain(..) {
+            if let Err(error) = frame::push(&mut bytes, &message, limits::FRAME_MAX) {
+                // The API bounds a task below this; a grant that cannot be said is taken back by its lease.
+                tracing::error!(%error, "a message for an agent does not fit a frame");
+            }
+        }
+        if send.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Upload streams, each read on its own so that none waits for another.
+async fn uploads(conn: ConnId, connection: &Connection, lines: &Lines) -> Option<CloseCode> {
+    let mut streams = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            stream = connection.accept_uni() => match stream {
+                Ok(stream) => drop(streams.spawn(upload(conn, stream, lines.clone()))),
+                // The connection is over; what it brought is read to its end first.
+                Err(_) => while streams.join_next().await.is_some() {},
+            },
+            Some(ended) = streams.join_next() => {
+                if let Ok(Some(code)) = ended {
+                    return Some(code);
+                }
+            }
+        }
+        if connection.close_reason().is_some() {
+            return None;
+        }
+    }
+}
+
+async fn upload(conn: ConnId, mut stream: RecvStream, lines: Lines) -> Option<CloseCode> {
+    let mut decoder = Decoder::new(limits::UPLOAD_FRAME_MAX);
+    loop {
+        match next_frame::<Upload>(&mut stream, &mut decoder).await {
+            Ok(Some(frame)) => lines.events.send(Event::Upload { conn, frame }).await.ok()?,
+            Ok(None) => return None,
+            Err(error) => return Some(code_of(error)),
+        }
+    }
+}
+
+/// The next whole frame; `None` when the stream is over.
+async fn next_frame<T: DeserializeOwned>(
+    stream: &mut RecvStream,
+    decoder: &mut Decoder,
+) -> Result<Option<T>, FrameError> {
+    loop {
+        if let Some(frame) = decoder.next()? {
+            return Ok(Some(frame));
+        }
+        match stream.read_chunk(64 * 1024, true).await {
+            Ok(Some(chunk)) => decoder.push(&chunk.bytes),
+            Ok(None) | Err(_) => return Ok(None),
+        }
+    }
+}
+
+fn code_of(error: FrameError) -> CloseCode {
+    match error {
+        FrameError::TooLarge { .. } => CloseCode::TooLarge,
+        FrameError::Garbage => CloseCode::Garbage,
+    }
+}

@@ -1,0 +1,176 @@
+//! Puts the parts together and drives the engine: one thread owns it, everything else sends it events.
+
+use crate::clock;
+use crate::config::Config;
+use crate::event::{ConnId, Effect, Event};
+use crate::hub::{Hub, Setup};
+use crate::link::{self, Identity, Lines, Outbox};
+use crate::store::{Store, StoreOptions, Token};
+use anyhow::{Context, Result};
+use ring::digest::{SHA256, digest};
+use ring::rand::{SecureRandom, SystemRandom};
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// Events that may wait for the loop; whoever sends more waits.
+const EVENTS_MAX: usize = 4096;
+/// Events of one transaction at most.
+const BATCH_MAX: usize = 1024;
+
+/// Runs the hub until it is told to stop.
+///
+/// # Errors
+/// What kept it from starting.
+pub fn serve(config: &Config) -> Result<()> {
+    std::fs::create_dir_all(&config.data)
+        .with_context(|| format!("{}: cannot make the data directory", config.data.display()))?;
+    let options = StoreOptions { bytes_max: config.store_bytes_max, sync: true };
+    let store = Arc::new(Store::open(&config.data.join("store"), options)?);
+    tracing::info!(subsystem = "store", path = %config.data.join("store").display(), "open");
+    let identity = Identity::load_or_make(&config.data.join("hub.key"))?;
+    owner_token(&store, &config.data)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(run(config, store, identity))
+}
+
+async fn run(config: &Config, store: Arc<Store>, identity: Identity) -> Result<()> {
+    let endpoint = link::bind(config.quic, &identity).with_context(|| format!("QUIC on {}", config.quic))?;
+    let bound = endpoint.local_addr()?;
+    let listener = tokio::net::TcpListener::bind(config.http)
+        .await
+        .with_context(|| format!("HTTP on {}", config.http))?;
+    let http = listener.local_addr()?;
+    let setup = Setup {
+        timing: config.timing.clone(),
+        queue_max: config.queue_max,
+        keep_tasks: config.keep_tasks,
+        addrs: config.ticket_addrs(bound),
+        key: identity.key.clone(),
+        seed: random_u64()?,
+    };
+    let hub = Hub::open(store.clone(), setup, clock::now())?;
+    let fleet = hub.fleet();
+    let (events, inbox) = mpsc::channel(EVENTS_MAX);
+    let (outboxes, new_outboxes) = mpsc::channel(EVENTS_MAX);
+    let (newest, newest_rx) = watch::channel(store.read(|view| view.newest_event())?);
+    let driver = std::thread::Builder::new().name("hub-loop".into()).spawn(move || {
+        Driver { hub, inbox, new_outboxes, outboxes: HashMap::new(), newest }.run();
+    })?;
+    tracing::info!(subsystem = "scheduler", %fleet, "running");
+    let lines = Lines { events: events.clone(), outboxes };
+    let accepting = tokio::spawn(link::accept(endpoint.clone(), lines));
+    tracing::info!(subsystem = "quic", addr = %bound, key = %identity.public(), "listening");
+    tracing::info!(subsystem = "http", addr = %http, "listening");
+    let _ = newest_rx;
+    let _ = listener;
+    stop_signal().await?;
+    tracing::info!("stopping");
+    endpoint.close(0u32.into(), b"leaving");
+    let _ = tokio::time::timeout(Duration::from_secs(2), endpoint.wait_idle()).await;
+    let _ = accepting.await;
+    drop(events);
+    let _ = tokio::task::spawn_blocking(move || driver.join()).await;
+    Ok(())
+}
+
+async fn stop_signal() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}
+
+/// The owner of the engine.
+struct Driver {
+    hub: Hub,
+    inbox: mpsc::Receiver<Event>,
+    new_outboxes: mpsc::Receiver<(ConnId, Outbox)>,
+    outboxes: HashMap<ConnId, Outbox>,
+    newest: watch::Sender<u64>,
+}
+
+impl Driver {
+    fn run(mut self) {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return tracing::error!(%error, "the loop has no timer"),
+        };
+        let mut waiting = Vec::new();
+        loop {
+            let now = clock::now();
+            let due = self.hub.poll_timeout().map_or(60_000, |at| at.saturating_sub(now.mono));
+            let received = runtime.block_on(async {
+                let wait = Duration::from_millis(due);
+                tokio::time::timeout(wait, self.inbox.recv_many(&mut waiting, BATCH_MAX)).await
+            });
+            if received == Ok(0) {
+                return;
+            }
+            let closed: Vec<ConnId> = waiting
+                .iter()
+                .filter_map(|event| if let Event::Closed { conn, .. } = event { Some(*conn) } else { None })
+                .collect();
+            let effects = self.hub.step(std::mem::take(&mut waiting), clock::now());
+            while let Ok((conn, outbox)) = self.new_outboxes.try_recv() {
+                self.outboxes.insert(conn, outbox);
+            }
+            for effect in effects {
+                self.release(effect);
+            }
+            for conn in closed {
+                self.outboxes.remove(&conn);
+            }
+        }
+    }
+
+    fn release(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send(conn, message) => {
+                if let Some(outbox) = self.outboxes.get(&conn) {
+                    outbox.send(message);
+                }
+            }
+            Effect::Close(conn, code) => {
+                if let Some(outbox) = self.outboxes.remove(&conn) {
+                    outbox.close(code);
+                }
+            }
+            // Whoever asked may have gone; the answer stands all the same.
+            Effect::Reply(reply, answer) => drop(reply.send(answer)),
+            Effect::Events(newest) => drop(self.newest.send(newest)),
+        }
+    }
+}
+
+/// The first start makes a token for the owner, in a file that only the hub's user can read.
+fn owner_token(store: &Store, data: &Path) -> Result<()> {
+    let path = data.join("owner.token");
+    let hash = |text: &str| -> Result<[u8; 32]> { Ok(digest(&SHA256, text.as_bytes()).as_ref().try_into()?) };
+    let stored = store.read(|view| view.tokens())?;
+    if stored.iter().any(|token| token.name == "owner") {
+        return Ok(());
+    }
+    let mut secret = [0; 24];
+    SystemRandom::new()
+        .fill(&mut secret)
+        .map_err(|_| anyhow::anyhow!("no random numbers from the system"))?;
+    let text = format!("dunlin_{}", data_encoding::HEXLOWER.encode(&secret));
+    link::write_secret(&path, format!("{text}\n").as_bytes()).with_context(|| path.display().to_string())?;
+    let mut write = store.write()?;
+    write.put_token(&Token { name: "owner".into(), hash: hash(&text)?, created_ms: clock::now().wall })?;
+    write.commit()?;
+    tracing::info!(path = %path.display(), "made the owner's API token");
+    Ok(())
+}
+
+fn random_u64() -> Result<u64> {
+    let mut bytes = [0; 8];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| anyhow::anyhow!("no random numbers from the system"))?;
+    Ok(u64::from_ne_bytes(bytes))
+}

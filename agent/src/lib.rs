@@ -3,4 +3,8 @@
 
 pub mod clock;
 pub mod core;
+pub mod event;
 pub mod exec;
+pub mod fault;
+pub mod files;
+pub mod store;

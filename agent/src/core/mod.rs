@@ -1,1 +1,181 @@
 //! Pure decisions of the agent: no IO, no clock. Time and randomness come in as values.
+//!
+//! [`Core`] holds every attempt from its grant until its outcome is acknowledged, and the state of the uplink. It is
+//! driven by the loop on a board, and by the simulation over a lossy network.
+
+mod attempt;
+mod uplink;
+
+use crate::clock::BootMs;
+use crate::event::{Effect, Event, Loaded, Record, Setup, Write};
+use crate::exec::message::{EndCause, FromExec, PolicyState, ToExec, Work};
+use dunlin_wire::job::{Interruption, Outcome, Report};
+use dunlin_wire::message::{AbortCause, HostSample, ToHub};
+use dunlin_wire::{ClaimId, Fence};
+use std::collections::{BTreeMap, BTreeSet};
+use uplink::Link;
+
+/// Claim ids and connection numbers are reserved on disk in blocks of this many, so that one costs no commit.
+const BLOCK: u64 = 1024;
+/// How long a stopping agent waits for its jobs and their delivery, in milliseconds.
+const SHUTDOWN_MS: u64 = 8_000;
+
+/// How far an attempt is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Phase {
+    /// Granted; another attempt of the task is still ending here.
+    Blocked(Box<Work>),
+    /// The policy is being asked. Not on disk: a lost connection takes it back.
+    Preparing,
+    /// On disk and acknowledged by nobody yet; its first lease has passed, so it waits for a renewal to start.
+    Waiting,
+    /// Its process was asked for.
+    Running,
+    /// Its outcome is on disk.
+    Ended,
+}
+
+#[derive(Debug, Clone)]
+struct Attempt {
+    record: Record,
+    phase: Phase,
+    lease_until: BootMs,
+    lease_ms: u64,
+    abort: Option<AbortCause>,
+}
+
+/// The agent's state.
+#[derive(Debug)]
+pub struct Core {
+    setup: Setup,
+    attempts: BTreeMap<Fence, Attempt>,
+    claims: BTreeSet<ClaimId>,
+    next_claim: u64,
+    claims_reserved: u64,
+    next_connection: u64,
+    connections_reserved: u64,
+    policy: Option<PolicyState>,
+    quarantined: u32,
+    sample: Option<HostSample>,
+    link: Option<Link>,
+    stop_at: Option<BootMs>,
+}
+
+impl Core {
+    /// A core over what was on disk. Attempts that were accepted and have no report were interrupted: nothing of them
+    /// runs any more (the executor's sweep proved it), and the first effects say so on disk.
+    pub fn new(setup: Setup, loaded: Loaded, out: &mut Vec<Effect>) -> Self {
+        let mut core = Self {
+            attempts: BTreeMap::new(),
+            claims: BTreeSet::new(),
+            next_claim: loaded.next_claim,
+            claims_reserved: loaded.next_claim,
+            next_connection: loaded.next_connection.max(1),
+            connections_reserved: loaded.next_connection.max(1),
+            policy: None,
+            quarantined: 0,
+            sample: None,
+            link: None,
+            stop_at: None,
+            setup,
+        };
+        for (fence, mut record) in loaded.attempts {
+            if record.report.is_none() {
+                let same = record.boot == core.setup.kernel_boot;
+                let by = if same { Interruption::ExecutorRestart } else { Interruption::PowerLoss };
+                record.report = Some(Box::new(Report::without_process(Outcome::Interrupted { by })));
+                out.push(Effect::Store(Write::Ended { record: record.clone(), kept: Default::default() }));
+            }
+            let attempt = Attempt { record, phase: Phase::Ended, lease_until: 0, lease_ms: 0, abort: None };
+            core.attempts.insert(fence, attempt);
+        }
+        core
+    }
+
+    /// Handles one event.
+    pub fn handle(&mut self, event: Event, now: BootMs, out: &mut Vec<Effect>) {
+        match event {
+            Event::Connected => self.handle_connected(now, out),
+            Event::Disconnected => self.handle_disconnected(out),
+            Event::FromHub(message) => self.handle_hub(message, now, out),
+            Event::FromExec(message) => self.handle_exec(message, now, out),
+            Event::Sample(sample) => self.sample = Some(sample),
+            Event::Shutdown => self.handle_shutdown(now, out),
+        }
+        self.claim(now, out);
+        self.exit_when_done(out);
+    }
+
+    fn handle_exec(&mut self, message: FromExec, now: BootMs, out: &mut Vec<Effect>) {
+        match message {
+            FromExec::Policy(policy) => self.policy = Some(policy),
+            FromExec::Prepared { fence, decision } => self.handle_prepared(fence, decision, now, out),
+            FromExec::Started { fence } => self.say(ToHub::Started { fence }, now, out),
+            FromExec::Output { fence, stream, offset, bytes } => {
+                if self.is_welcome() {
+                    out.push(Effect::Live { fence, stream, offset, bytes });
+                }
+            }
+            FromExec::Ended { fence, report, kept } => self.handle_ended(fence, report, kept, out),
+        }
+    }
+
+    /// Deadlines. Spurious calls are harmless.
+    pub fn handle_timeout(&mut self, now: BootMs, out: &mut Vec<Effect>) {
+        for (fence, attempt) in &mut self.attempts {
+            if attempt.phase == Phase::Running && attempt.lease_until <= now && attempt.abort.is_none() {
+                // The guard does this by itself at the same time; this only makes sure.
+                attempt.abort = Some(AbortCause::LeaseLost);
+                let cause = EndCause::Interrupted(Interruption::LeaseLost);
+                out.push(Effect::Exec(ToExec::End { fence: *fence, cause }));
+            }
+        }
+        self.beat_when_due(now, out);
+        self.exit_when_done(out);
+        if self.stop_at.is_some_and(|at| at <= now) {
+            out.push(Effect::Exit);
+        }
+    }
+
+    /// When [`Core::handle_timeout`] must be called.
+    pub fn poll_timeout(&self) -> Option<BootMs> {
+        let leases = self.attempts.values().filter(|a| a.phase == Phase::Running && a.abort.is_none());
+        let lease = leases.map(|a| a.lease_until).min();
+        [lease, self.next_beat(), self.stop_at].into_iter().flatten().min()
+    }
+
+    /// Attempts that may have a process, for tests and `status`.
+    pub fn live(&self) -> impl Iterator<Item = Fence> {
+        self.attempts.iter().filter(|(_, a)| a.phase != Phase::Ended).map(|(fence, _)| *fence)
+    }
+
+    /// Whether the hub welcomed this connection.
+    pub fn is_welcome(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.welcome)
+    }
+
+    /// The policy in force, once the executor said it.
+    pub fn policy(&self) -> Option<&PolicyState> {
+        self.policy.as_ref()
+    }
+
+    fn handle_shutdown(&mut self, now: BootMs, out: &mut Vec<Effect>) {
+        if self.stop_at.is_some() {
+            return;
+        }
+        self.stop_at = Some(now + SHUTDOWN_MS);
+        // Said first: from here on nothing is accepted, so the hub can give away at once what was not.
+        self.say(ToHub::Leaving, now, out);
+        self.claims.clear();
+        self.forget_prepared(out);
+        out.push(Effect::Exec(ToExec::Shutdown));
+    }
+
+    fn exit_when_done(&mut self, out: &mut Vec<Effect>) {
+        if self.stop_at.is_some()
+            && (self.attempts.is_empty() || !self.is_welcome() && self.live().count() == 0)
+        {
+            out.push(Effect::Exit);
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The connection to the hub: Hello, standing claims, heartbeats, and from when a lease counts.
+
+use super::{BLOCK, Core, Phase};
+use crate::clock::BootMs;
+use crate::event::{Effect, Write};
+use dunlin_wire::message::{Hello, Numbered, Role, ToAgent, ToHub, Unfinished};
+use dunlin_wire::version::GENERATION;
+use dunlin_wire::{ClaimId, limits};
+use std::collections::VecDeque;
+
+/// Send times remembered. The hub answers each message, so it is never this far behind on a link that lives.
+const SENT_MAX: usize = 4096;
+/// Silence of a connection that is never taken for its death, in milliseconds.
+const SILENCE_MS_MIN: u64 = 3_000;
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Link {
+    seq: u64,
+    sent: VecDeque<(u64, BootMs)>,
+    heard_at: BootMs,
+    beat_at: BootMs,
+    heartbeat_ms: u64,
+    slots: u32,
+    pub(super) welcome: bool,
+}
+
+impl Core {
+    pub(super) fn handle_connected(&mut self, now: BootMs, out: &mut Vec<Effect>) {
+        self.forget_prepared(out);
+        let connection = self.next_connection;
+        self.next_connection += 1;
+        if self.next_connection > self.connections_reserved {
+            self.connections_reserved = self.next_connection + 63;
+            out.push(Effect::Store(Write::Connections(self.connections_reserved)));
+        }
+        self.link = Some(Link {
+            seq: 0,
+            sent: VecDeque::new(),
+            heard_at: now,
+            beat_at: now,
+            heartbeat_ms: self.setup.profile.heartbeat_ms(),
+            slots: self.setup.slots,
+            welcome: false,
+        });
+        let unfinished = self.attempts.values().map(|a| Unfinished {
+            task: a.record.task.clone(),
+            fence: a.record.fence,
+            ended: a.phase == Phase::Ended,
+        });
+        let hello = Hello {
+            generation: GENERATION,
+            fleet: self.setup.fleet,
+            node: self.setup.node.clone(),
+            role: self.setup.role,
+            boot_id: self.setup.boot_id,
+            connection,
+            version: self.setup.version.clone(),
+            capabilities: self.setup.capabilities.clone(),
+            slots: self.own_slots(),
+            profile: self.setup.profile,
+            policy: self.policy.as_ref().map_or([0; 8], |p| p.digest),
+            unfinished: unfinished.take(limits::LIST_MAX).collect(),
+            claims: self.claims.iter().copied().take(limits::LIST_MAX).collect(),
+        };
+        self.say(ToHub::Hello(Box::new(hello)), now, out);
+    }
+
+    pub(super) fn handle_disconnected(&mut self, out: &mut Vec<Effect>) {
+        self.link = None;
+        self.forget_prepared(out);
+    }
+
+    pub(super) fn handle_hub(&mut self, message: ToAgent, now: BootMs, out: &mut Vec<Effect>) {
+        let Some(link) = self.link.as_mut() else { return };
+        link.heard_at = now;
+        match message {
+            ToAgent::Welcome(welcome) => {
+                link.welcome = true;
+                link.heartbeat_ms = welcome.heartbeat_ms.max(1);
+                link.slots = welcome.slots;
+                for (fence, verdict) in welcome.verdicts {
+                    self.handle_verdict(fence, verdict, welcome.heard, now, out);
+                }
+            }
+            ToAgent::Grant(grant) => self.handle_grant(*grant, now, out),
+            ToAgent::Renewed { heard, leases } => {
+                let Some(at) = self.sent_at(heard) else { return };
+                for (fence, lease_ms) in leases {
+                    self.extend(fence, at + lease_ms, lease_ms, now, out);
+                }
+                self.forget_sent_before(heard);
+            }
+            ToAgent::Ack { fence, .. } => self.handle_ack(fence, out),
+            ToAgent::Abort { fence, cause } => self.handle_abort(fence, cause, out),
+            ToAgent::Void { claim } => drop(self.claims.remove(&claim)),
+            ToAgent::Missing { fence, have } => {
+                if self.attempts.get(&fence).is_some_and(|a| a.phase == Phase::Ended) {
+                    out.push(Effect::Upload { fence, have: Some(have) });
+                }
+            }
+            // Only the joining command asks for this.
+            ToAgent::Joined(_) => {}
+        }
+    }
+
+    /// Says something on the connection, if there is one.
+    pub(super) fn say(&mut self, message: ToHub, now: BootMs, out: &mut Vec<Effect>) {
+        let Some(link) = self.link.as_mut() else { return };
+        link.seq += 1;
+        if link.sent.len() == SENT_MAX {
+            link.sent.pop_front();
+        }
+        link.sent.push_back((link.seq, now));
+        out.push(Effect::Send(Numbered { seq: link.seq, message }));
+    }
+
+    /// When the message with this number was sent on this connection.
+    pub(super) fn sent_at(&self, seq: u64) -> Option<BootMs> {
+        let sent = &self.link.as_ref()?.sent;
+        let at = sent.binary_search_by_key(&seq, |(n, _)| *n).ok()?;
+        sent.get(at).map(|(_, at)| *at)
+    }
+
+    fn forget_sent_before(&mut self, seq: u64) {
+        if let Some(link) = self.link.as_mut() {
+            while link.sent.front().is_some_and(|(n, _)| *n < seq) {
+                link.sent.pop_front();
+            }
+        }
+    }
+
+    fn own_slots(&self) -> u32 {
+        self.policy.as_ref().map_or(self.setup.slots, |p| p.jobs.min(self.setup.slots))
+    }
+
+    /// One standing claim per free slot.
+    pub(super) fn claim(&mut self, now: BootMs, out: &mut Vec<Effect>) {
+        let Some(link) = self.link.as_ref().filter(|link| link.welcome) else { return };
+        if self.stop_at.is_some() || self.setup.role == Role::Viewer {
+            return;
+        }
+        let slots = self.own_slots().min(link.slots).saturating_sub(self.quarantined) as usize;
+        let free = slots.saturating_sub(self.live().count() + self.claims.len());
+        if free == 0 {
+            return;
+        }
+        let mut ids = Vec::new();
+        for _ in 0..free.min(limits::LIST_MAX) {
+            let id = ClaimId(self.next_claim);
+            self.next_claim += 1;
+            self.claims.insert(id);
+            ids.push(id);
+        }
+        if self.next_claim > self.claims_reserved {
+            self.claims_reserved = self.next_claim + BLOCK;
+            out.push(Effect::Store(Write::Claims(self.claims_reserved)));
+        }
+        self.say(ToHub::Claim { ids }, now, out);
+    }
+
+    /// How often leases are renewed: at a third of the shortest, and with every heartbeat.
+    fn beat_ms(&self, link: &Link) -> u64 {
+        let live = self.attempts.values().filter(|a| matches!(a.phase, Phase::Waiting | Phase::Running));
+        live.map(|a| (a.lease_ms / 3).max(1)).chain([link.heartbeat_ms]).min().unwrap_or(link.heartbeat_ms)
+    }
+
+    fn silence_ms(&self, link: &Link) -> u64 {
+        (self.beat_ms(link) * 5 / 2).max(SILENCE_MS_MIN)
+    }
+
+    pub(super) fn next_beat(&self) -> Option<BootMs> {
+        let link = self.link.as_ref()?;
+        let dead = link.heard_at + self.silence_ms(link);
+        Some(if link.welcome { dead.min(link.beat_at + self.beat_ms(link)) } else { dead })
+    }
+
+    pub(super) fn beat_when_due(&mut self, now: BootMs, out: &mut Vec<Effect>) {
+        let Some(link) = self.link.as_ref() else { return };
+        if now >= link.heard_at + self.silence_ms(link) {
+            out.push(Effect::Reconnect);
+            return self.handle_disconnected(out);
+        }
+        if !link.welcome || now < link.beat_at + self.beat_ms(link) {
+            return;
+        }
+        let live = self.attempts.iter().filter(|(_, a)| matches!(a.phase, Phase::Waiting | Phase::Running));
+        let fences = live.map(|(fence, _)| *fence).take(limits::LIST_MAX).collect();
+        let sample = self.sample.take();
+        if let Some(link) = self.link.as_mut() {
+            link.beat_at = now;
+        }
+        self.say(ToHub::Heartbeat { fences, sample }, now, out);
+    }
+}

@@ -1,0 +1,146 @@
+//! What the agent's core is told ([`Event`]), what it wants done ([`Effect`]), and what it keeps on disk ([`Write`],
+//! [`Loaded`]). Closed lists, plain data.
+
+use crate::exec::message::{FromExec, ToExec};
+use dunlin_wire::job::{Delivery, Report, Stream};
+use dunlin_wire::message::{HostSample, Numbered, Profile, Role, ToAgent};
+use dunlin_wire::{ClaimId, Fence, FleetId, NodeName, Tag, TaskId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Into the core.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A connection to the hub stands.
+    Connected,
+    /// It is gone.
+    Disconnected,
+    /// The hub says.
+    FromHub(ToAgent),
+    /// The executor says.
+    FromExec(FromExec),
+    /// What the host looks like now.
+    Sample(HostSample),
+    /// The agent must stop.
+    Shutdown,
+}
+
+/// Out of the core. The loop commits every `Store` of a batch in one transaction before it does anything else of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Keep this.
+    Store(Write),
+    /// Say this to the hub.
+    Send(Numbered),
+    /// What a job just wrote; may be dropped, the outcome carries everything again.
+    Live {
+        /// The attempt.
+        fence: Fence,
+        /// Which stream.
+        stream: Stream,
+        /// Position in it.
+        offset: u64,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// Deliver the outcome and its output from the store: what `Live` has not sent on this connection, or from `have`.
+    Upload {
+        /// The attempt.
+        fence: Fence,
+        /// Where to begin, when the hub said it.
+        have: Option<[u64; 2]>,
+    },
+    /// Say this to the executor.
+    Exec(ToExec),
+    /// The connection is dead; make another.
+    Reconnect,
+    /// Everything that can be delivered is: end the process.
+    Exit,
+}
+
+/// One change of what is on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// An attempt is accepted.
+    Accepted(Record),
+    /// It ended; these are its report and kept output.
+    Ended {
+        /// The attempt's record, with its report.
+        record: Record,
+        /// Kept bytes of stdout and stderr.
+        kept: [Vec<u8>; 2],
+    },
+    /// The hub has it: forget it.
+    Forget(Fence),
+    /// Claim ids below this may have been used.
+    Claims(u64),
+    /// Connection numbers below this may have been used.
+    Connections(u64),
+}
+
+/// An attempt on disk, from acceptance until the hub acknowledged its outcome.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The attempt.
+    pub fence: Fence,
+    /// The task.
+    pub task: TaskId,
+    /// The claim that it filled.
+    pub claim: ClaimId,
+    /// Its number.
+    pub attempt: u32,
+    /// The kernel's boot id when it was accepted: tells a reboot from a restart.
+    pub boot: [u8; 16],
+    /// What the task wants done when the board dies; shown by `queue`.
+    pub delivery: Delivery,
+    /// How it ended, when it has.
+    pub report: Option<Box<Report>>,
+}
+
+/// What was on disk at start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// Attempts by fence.
+    pub attempts: BTreeMap<Fence, Record>,
+    /// First claim id that was never used.
+    pub next_claim: u64,
+    /// First connection number that was never used.
+    pub next_connection: u64,
+}
+
+impl Loaded {
+    /// What a store that holds `self` holds after `write`; output aside.
+    pub fn apply(&mut self, write: &Write) {
+        match write {
+            Write::Accepted(record) | Write::Ended { record, .. } => {
+                self.attempts.insert(record.fence, record.clone());
+            }
+            Write::Forget(fence) => drop(self.attempts.remove(fence)),
+            Write::Claims(next) => self.next_claim = *next,
+            Write::Connections(next) => self.next_connection = *next,
+        }
+    }
+}
+
+/// What the core is told once.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The fleet.
+    pub fleet: FleetId,
+    /// This node.
+    pub node: NodeName,
+    /// What it may do.
+    pub role: Role,
+    /// Slots that the agent's own file allows.
+    pub slots: u32,
+    /// Timing until the hub says otherwise.
+    pub profile: Profile,
+    /// What board and kernel offer.
+    pub capabilities: Vec<Tag>,
+    /// Random at each start of the process.
+    pub boot_id: [u8; 16],
+    /// The kernel's boot id.
+    pub kernel_boot: [u8; 16],
+    /// Version of the agent.
+    pub version: String,
+}

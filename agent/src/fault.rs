@@ -1,0 +1,28 @@
+//! Crash points for the crash tests: `DUNLIN_FAULT=<point>:<n>` kills this process with SIGKILL the n-th time that the
+//! point is passed. Without the feature `fault` it is nothing.
+
+/// Dies here when told to.
+#[cfg(not(feature = "fault"))]
+pub fn point(_name: &str) {}
+
+/// Dies here when told to.
+#[cfg(feature = "fault")]
+pub fn point(name: &str) {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+    let wanted = WANTED.get_or_init(|| {
+        let text = std::env::var("DUNLIN_FAULT").ok()?;
+        let (point, n) = text.split_once(':')?;
+        Some((point.to_owned(), n.parse().ok()?))
+    });
+    if let Some((point, n)) = wanted
+        && point == name
+        && PASSED.fetch_add(1, Ordering::Relaxed) + 1 == *n
+    {
+        // SAFETY: kill has no memory effects; the process is meant to die here.
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+        std::thread::park();
+    }
+}

@@ -7,4 +7,5 @@ pub mod event;
 pub mod exec;
 pub mod fault;
 pub mod files;
+pub mod link;
 pub mod store;

@@ -4,6 +4,7 @@
 //! driven by the loop on a board, and by the simulation over a lossy network.
 
 mod attempt;
+pub mod policy;
 mod uplink;
 
 use crate::clock::BootMs;

@@ -1,0 +1,205 @@
+//! The uplink: one QUIC connection to the hub, made again for ever, with full jitter.
+//!
+//! What is said comes from the core, what is heard goes to it. Deliberately absent: what a message means.
+
+mod join;
+mod session;
+mod tls;
+
+pub use join::{JoinError, join};
+
+use crate::event::{Effect, Event};
+use crate::store::Store;
+use dunlin_wire::message::{Numbered, Profile};
+use dunlin_wire::{CloseCode, Fence, Key, backoff, version};
+use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, TransportConfig, VarInt};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+/// How long one attempt to connect may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// First window of the back-off between attempts, in milliseconds.
+const BACKOFF_MS: u64 = 200;
+/// Largest window of the back-off, in milliseconds.
+const BACKOFF_MS_MAX: u64 = 30_000;
+
+/// To the link.
+#[derive(Debug)]
+pub enum ToLink {
+    /// Say this. A `Hello` is the first of a connection.
+    Send(Numbered),
+    /// Output as it comes; may be dropped.
+    Live(Effect),
+    /// Deliver an outcome.
+    Upload {
+        /// The attempt.
+        fence: Fence,
+        /// Where to begin, when the hub said it.
+        have: Option<[u64; 2]>,
+    },
+    /// Drop the connection and make another.
+    Reconnect,
+}
+
+/// How the link is, for `status`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkState {
+    /// Whether a connection stands.
+    pub connected: bool,
+    /// The hub's address in use or last tried.
+    pub hub: String,
+    /// Why the last connection or attempt ended.
+    pub last: Option<String>,
+    /// Attempts since a connection last stood.
+    pub failures: u32,
+}
+
+/// What the link is told once.
+pub struct LinkConfig {
+    /// Where the hub listens, tried in order.
+    pub hubs: Vec<String>,
+    /// Its pinned key.
+    pub hub: Key,
+    /// The device key, PKCS#8.
+    pub key: Vec<u8>,
+    /// Decides the idle timeout.
+    pub profile: Profile,
+    /// Where outcomes and output are read from.
+    pub store: Arc<Store>,
+}
+
+/// Keeps the uplink until the loop is gone.
+///
+/// # Errors
+/// When the key cannot be used.
+pub async fn run(
+    config: LinkConfig,
+    events: mpsc::Sender<Event>,
+    mut commands: mpsc::Receiver<ToLink>,
+    state: watch::Sender<LinkState>,
+) -> Result<(), rustls::Error> {
+    // One client configuration for the life of the process: session tickets belong to it.
+    let client = client_config(&config.key, config.hub, config.profile)?;
+    let mut failures = 0;
+    loop {
+        for hub in &config.hubs {
+            let error = match connect(hub, &client).await {
+                Ok((endpoint, connection)) => {
+                    failures = 0;
+                    state.send_replace(LinkState { connected: true, hub: hub.clone(), last: None, failures });
+                    tracing::info!(%hub, "connected");
+                    let alive = session::serve(&connection, &config.store, &events, &mut commands).await;
+                    let why = close_word(&connection);
+                    drop(endpoint);
+                    if alive.is_err() || events.send(Event::Disconnected).await.is_err() {
+                        return Ok(());
+                    }
+                    why
+                }
+                Err(error) => error,
+            };
+            failures += 1;
+            let cap =
+                CloseCode::ALL.iter().any(|c| !c.may_retry() && error.word.as_deref() == Some(c.as_str()));
+            let attempt = if cap { 30 } else { failures - 1 };
+            let wait = backoff::reconnect_ms(attempt, BACKOFF_MS, BACKOFF_MS_MAX, random());
+            tracing::warn!(%hub, error = %error.text, retry_ms = wait, failures, "no connection");
+            let last = Some(error.word.unwrap_or(error.text));
+            state.send_replace(LinkState { connected: false, hub: hub.clone(), last, failures });
+            if !pause(wait, &mut commands).await {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Waits, and drops what is said meanwhile: the core hears of the connection first. `false` when the loop is gone.
+async fn pause(ms: u64, commands: &mut mpsc::Receiver<ToLink>) -> bool {
+    let sleep = tokio::time::sleep(Duration::from_millis(ms));
+    tokio::pin!(sleep);
+    loop {
+        tokio::select! {
+            () = &mut sleep => return true,
+            command = commands.recv() => if command.is_none() { return false },
+        }
+    }
+}
+
+/// Why a connection could not be made, or ended.
+struct Failure {
+    text: String,
+    /// The hub's close code, when it closed with one.
+    word: Option<String>,
+}
+
+async fn connect(hub: &str, client: &ClientConfig) -> Result<(Endpoint, Connection), Failure> {
+    let fail = |text: String| Failure { text, word: None };
+    let found = tokio::net::lookup_host(hub).await.map_err(|e| fail(format!("cannot resolve: {e}")))?;
+    let mut last = fail("the name has no address".into());
+    for addr in found {
+        let local: SocketAddr = match addr {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let endpoint = Endpoint::client(local).map_err(|e| fail(format!("no UDP socket: {e}")))?;
+        let connecting = endpoint.connect_with(client.clone(), addr, version::SERVER_NAME);
+        let connecting = connecting.map_err(|e| fail(e.to_string()))?;
+        match timeout(CONNECT, connecting).await {
+            Ok(Ok(connection)) => return Ok((endpoint, connection)),
+            Ok(Err(error)) => last = failure(&error),
+            Err(_) => last = fail(format!("no answer from {addr} in {} s", CONNECT.as_secs())),
+        }
+    }
+    Err(last)
+}
+
+fn failure(error: &quinn::ConnectionError) -> Failure {
+    let code = match error {
+        quinn::ConnectionError::ApplicationClosed(close) => {
+            CloseCode::from_code(close.error_code.into_inner())
+        }
+        _ => None,
+    };
+    Failure { text: error.to_string(), word: code.map(|c| c.as_str().to_owned()) }
+}
+
+fn close_word(connection: &Connection) -> Failure {
+    match connection.close_reason() {
+        Some(error) => failure(&error),
+        None => Failure { text: "closed".into(), word: None },
+    }
+}
+
+fn client_config(pkcs8: &[u8], hub: Key, profile: Profile) -> Result<ClientConfig, rustls::Error> {
+    let mut client = ClientConfig::new(Arc::new(tls::client_config(pkcs8, hub)?));
+    let mut transport = TransportConfig::default();
+    let idle = Duration::from_millis((profile.heartbeat_ms() * 3).max(30_000));
+    transport
+        .max_idle_timeout(IdleTimeout::try_from(idle).ok())
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(1024 * 1024))
+        .receive_window(VarInt::from_u32(1024 * 1024))
+        .send_window(512 * 1024)
+        .datagram_receive_buffer_size(None);
+    if profile == Profile::Metered {
+        // Discovery costs 11 kB a connection.
+        transport.mtu_discovery_config(None);
+    }
+    client.transport_config(Arc::new(transport));
+    Ok(client)
+}
+
+/// A number in `0.0..1.0`.
+fn random() -> f64 {
+    use ring::rand::{SecureRandom, SystemRandom};
+    let mut bytes = [0; 4];
+    // Without randomness the window's middle is as good a delay as any.
+    match SystemRandom::new().fill(&mut bytes) {
+        Ok(()) => f64::from(u32::from_ne_bytes(bytes)) / (f64::from(u32::MAX) + 1.0),
+        Err(_) => 0.5,
+    }
+}

@@ -1,0 +1,217 @@
+//! One connection: the control stream both ways, and an upload stream per attempt.
+
+use super::ToLink;
+use crate::event::{Effect, Event};
+use crate::store::Store;
+use dunlin_wire::frame::{self, Decoder};
+use dunlin_wire::job::Stream;
+use dunlin_wire::message::{Numbered, ToAgent, ToHub, Upload};
+use dunlin_wire::{CloseCode, Fence, limits};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// Messages that may wait to be written. A hub that does not read so many is not there.
+const WAITING_MAX: usize = 1024;
+/// Pieces of live output that may wait per attempt; more are dropped, the outcome brings them.
+const LIVE_MAX: usize = 64;
+
+/// The loop is gone: the process ends.
+pub(super) struct Gone;
+
+enum Piece {
+    Live { stream: Stream, offset: u64, bytes: Vec<u8> },
+    Finish { from: Option<[u64; 2]> },
+}
+
+/// Serves a connection until it is over.
+pub(super) async fn serve(
+    connection: &Connection,
+    store: &Arc<Store>,
+    events: &mpsc::Sender<Event>,
+    commands: &mut mpsc::Receiver<ToLink>,
+) -> Result<(), Gone> {
+    let Ok((send, recv)) = connection.open_bi().await else { return Ok(()) };
+    // What was said for the connection before this one must not be said here.
+    while commands.try_recv().is_ok() {}
+    events.send(Event::Connected).await.map_err(|_| Gone)?;
+    let (outbox, waiting) = mpsc::channel(WAITING_MAX);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(write(send, waiting));
+    tasks.spawn(read(recv, connection.clone(), events.clone()));
+    let mut uploads: HashMap<Fence, mpsc::Sender<Piece>> = HashMap::new();
+    let mut said_hello = false;
+    loop {
+        let command = tokio::select! {
+            command = commands.recv() => command.ok_or(Gone),
+            _ = connection.closed() => return Ok(()),
+        };
+        let Ok(command) = command else {
+            // The last words, Leaving among them, are given a moment to go out.
+            drop(outbox);
+            let flush = async { while tasks.join_next().await.is_some() {} };
+            let _ = tokio::time::timeout(std::time::Duration::from_millis(200), flush).await;
+            close(connection, CloseCode::Leaving);
+            return Err(Gone);
+        };
+        said_hello |= matches!(&command, ToLink::Send(Numbered { message: ToHub::Hello(_), .. }));
+        if !said_hello {
+            continue;
+        }
+        match command {
+            ToLink::Send(message) => {
+                if outbox.try_send(message).is_err() {
+                    close(connection, CloseCode::Leaving);
+                }
+            }
+            ToLink::Live(Effect::Live { fence, stream, offset, bytes }) => {
+                let upload =
+                    uploads.entry(fence).or_insert_with(|| begin(fence, connection, store, &mut tasks));
+                let _dropped = upload.try_send(Piece::Live { stream, offset, bytes });
+            }
+            ToLink::Live(_) => {}
+            ToLink::Upload { fence, have } => {
+                // From where the hub says: a stream of its own. Otherwise behind what was sent live.
+                let live = uploads.remove(&fence).filter(|_| have.is_none());
+                let upload = live.unwrap_or_else(|| begin(fence, connection, store, &mut tasks));
+                tokio::spawn(async move { drop(upload.send(Piece::Finish { from: have }).await) });
+            }
+            ToLink::Reconnect => {
+                close(connection, CloseCode::Leaving);
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn close(connection: &Connection, code: CloseCode) {
+    connection.close(VarInt::from_u32(code as u32), code.as_str().as_bytes());
+}
+
+fn begin(
+    fence: Fence,
+    connection: &Connection,
+    store: &Arc<Store>,
+    tasks: &mut JoinSet<()>,
+) -> mpsc::Sender<Piece> {
+    let (pieces, inbox) = mpsc::channel(LIVE_MAX);
+    let (connection, store) = (connection.clone(), store.clone());
+    tasks.spawn(async move {
+        if let Err(error) = upload(fence, &connection, &store, inbox).await {
+            tracing::warn!(%fence, %error, "an upload broke off; the next connection repeats it");
+            close(&connection, CloseCode::Leaving);
+        }
+    });
+    pieces
+}
+
+async fn write(mut send: SendStream, mut waiting: mpsc::Receiver<Numbered>) {
+    let mut batch = Vec::new();
+    while waiting.recv_many(&mut batch, 64).await > 0 {
+        let mut bytes = Vec::new();
+        for message in batch.drain(..) {
+            if let Err(error) = frame::push(&mut bytes, &message, limits::FRAME_MAX) {
+                tracing::error!(%error, "a message does not fit a frame");
+            }
+        }
+        if send.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read(mut recv: RecvStream, connection: Connection, events: mpsc::Sender<Event>) {
+    let mut decoder = Decoder::new(limits::FRAME_MAX);
+    loop {
+        match decoder.next::<ToAgent>() {
+            Ok(Some(message)) => {
+                if events.send(Event::FromHub(message)).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the hub sent what is not of this protocol");
+                return close(&connection, CloseCode::Garbage);
+            }
+        }
+        match recv.read_chunk(64 * 1024, true).await {
+            Ok(Some(chunk)) => decoder.push(&chunk.bytes),
+            Ok(None) | Err(_) => return close(&connection, CloseCode::Leaving),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum UploadError {
+    #[error("{0}")]
+    Stream(#[from] quinn::WriteError),
+    #[error("{0}")]
+    Connection(#[from] quinn::ConnectionError),
+    #[error("{0}")]
+    Store(#[from] crate::store::StoreError),
+    #[error("{0}")]
+    Frame(#[from] frame::FrameError),
+}
+
+/// One attempt's output in order, then its outcome, all on one stream.
+async fn upload(
+    fence: Fence,
+    connection: &Connection,
+    store: &Store,
+    mut inbox: mpsc::Receiver<Piece>,
+) -> Result<(), UploadError> {
+    let mut send = connection.open_uni().await?;
+    let mut sent = [0; 2];
+    while let Some(piece) = inbox.recv().await {
+        match piece {
+            Piece::Live { stream, offset, bytes } if sent[stream as usize] == offset => {
+                sent[stream as usize] += bytes.len() as u64;
+                say(&mut send, &Upload::Chunk { fence, stream, offset, bytes }).await?;
+            }
+            // A piece before it was dropped: from here on the outcome brings the rest.
+            Piece::Live { .. } => {}
+            Piece::Finish { from } => {
+                finish(fence, &mut send, store, from.unwrap_or(sent)).await?;
+                let _ = send.finish();
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn finish(
+    fence: Fence,
+    send: &mut SendStream,
+    store: &Store,
+    mut from: [u64; 2],
+) -> Result<(), UploadError> {
+    for stream in Stream::BOTH {
+        loop {
+            let offset = from[stream as usize];
+            let bytes = store.kept(fence, stream, offset, limits::CHUNK_MAX)?;
+            if bytes.is_empty() {
+                break;
+            }
+            from[stream as usize] += bytes.len() as u64;
+            say(send, &Upload::Chunk { fence, stream, offset, bytes }).await?;
+        }
+    }
+    // Acknowledged meanwhile, by another stream: nothing is left to say.
+    if let Some(record) = store.record(fence)?
+        && let Some(report) = record.report
+    {
+        say(send, &Upload::Outcome { task: record.task, fence, report }).await?;
+    }
+    Ok(())
+}
+
+async fn say(send: &mut SendStream, message: &Upload) -> Result<(), UploadError> {
+    let mut bytes = Vec::new();
+    frame::push(&mut bytes, message, limits::UPLOAD_FRAME_MAX)?;
+    Ok(send.write_all(&bytes).await?)
+}

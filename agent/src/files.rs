@@ -123,6 +123,17 @@ impl Files {
         write_whole(&self.dir, &path, bytes).map_err(|source| FilesError::Io { path, source })
     }
 
+    /// Writes a file that may be lost in a power cut, but is never seen half written.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn write_lossy(&self, name: &str, bytes: &[u8]) -> Result<(), FilesError> {
+        let path = self.path(name);
+        let new = path.with_extension("new");
+        let done = std::fs::write(&new, bytes).and_then(|()| std::fs::rename(&new, &path));
+        done.map_err(|source| FilesError::Io { path, source })
+    }
+
     /// Reads the device key, as PKCS#8, or makes it.
     ///
     /// # Errors

@@ -39,8 +39,13 @@ impl Source<'_> {
 }
 
 pub(super) fn compile(files: &[(String, String)]) -> Result<Policy, PolicyError> {
-    let mut policy =
-        Policy { ceilings: Ceilings::default(), roots: BTreeMap::new(), rules: Vec::new(), shell: false };
+    let mut policy = Policy {
+        ceilings: Ceilings::default(),
+        roots: BTreeMap::new(),
+        rules: Vec::new(),
+        shell: false,
+        unenforced: vec![],
+    };
     let mut signing = Signing::Privileged;
     let mut raw_rules = Vec::new();
     for (at, (file, text)) in files.iter().enumerate() {
@@ -60,6 +65,7 @@ pub(super) fn compile(files: &[(String, String)]) -> Result<Policy, PolicyError>
             policy.ceilings = ceilings(&raw, &source)?;
             signing = signing_of(&raw, &source)?;
             policy.shell = raw.shell.enabled;
+            policy.unenforced = unenforced(&raw);
         }
         for (name, root) in &raw.root {
             let path = root.path.trim_end_matches('/').to_owned();
@@ -112,6 +118,16 @@ fn ceilings(raw: &RawPolicy, source: &Source<'_>) -> Result<Ceilings, PolicyErro
         output,
         jobs,
     })
+}
+
+/// What the file says about the whole board and this version does not enforce.
+fn unenforced(raw: &RawPolicy) -> Vec<String> {
+    let said = [
+        ("ceilings.memory", raw.ceilings.memory.is_some()),
+        ("ceilings.pids", raw.ceilings.pids.is_some()),
+        ("slots.users", !raw.slots.users.is_empty()),
+    ];
+    said.iter().filter(|(_, said)| *said).map(|(name, _)| (*name).to_owned()).collect()
 }
 
 fn signing_of(raw: &RawPolicy, source: &Source<'_>) -> Result<Signing, PolicyError> {
@@ -272,7 +288,8 @@ fn matcher(raw: RawMatcher, policy: &Policy) -> Result<Matcher, String> {
 
 /// What is legal and still looks like a mistake.
 pub fn lint(policy: &Policy) -> Vec<String> {
-    let mut found = Vec::new();
+    let not = |name: &String| format!("`{name}` is not enforced by this version");
+    let mut found: Vec<String> = policy.unenforced.iter().map(not).collect();
     for rule in &policy.rules {
         let matchers = rule.args.iter().chain(rule.rest.iter().map(|(m, _, _)| m)).chain(rule.env.values());
         for m in matchers {

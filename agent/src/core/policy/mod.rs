@@ -143,6 +143,8 @@ pub struct Policy {
     pub rules: Vec<Rule>,
     /// Whether free shell lines are on.
     pub shell: bool,
+    /// Settings for the whole board that this version does not enforce.
+    pub unenforced: Vec<String>,
 }
 
 impl Policy {

@@ -1,0 +1,262 @@
+//! The loop: events in, the core decides, one commit for everything that waits, then the effects.
+
+use crate::clock::{self, BootMs};
+use crate::config::Config;
+use crate::core::Core;
+use crate::event::{Effect, Event, Setup};
+use crate::exec::message::{Decision, FromExec, ToExec};
+use crate::exec::{ExecConfig, Executor, sweep};
+use crate::files::{Enrolled, Files};
+use crate::link::{self, LinkConfig, LinkState, ToLink};
+use crate::store::Store;
+use crate::telemetry::Host;
+use anyhow::{Context, Result};
+use dunlin_wire::Tag;
+use dunlin_wire::job::{Denial, Outcome, Report};
+use dunlin_wire::message::Role;
+use ring::rand::{SecureRandom, SystemRandom};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// Events that may wait for the loop; whoever sends more waits.
+const EVENTS_MAX: usize = 1024;
+/// Events of one transaction at most.
+const BATCH_MAX: usize = 256;
+/// How often the host is looked at, in milliseconds; a sample travels with the next heartbeat.
+const SAMPLE_MS: u64 = 5_000;
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// What kept it from starting, or a store that does not commit any more.
+pub fn run(config: &Config) -> Result<()> {
+    let files = Files::at(&config.data);
+    let _lock = files.lock()?;
+    let enrolled = files.enrolment()?;
+    let key = files.key()?;
+    let store = Arc::new(Store::open(&files.path("journal"))?);
+    let loaded = store.load()?;
+    // Before anything is reported, what an earlier start left running is proven gone.
+    let left = sweep(&config.data)?;
+    let unfinished = loaded.attempts.len();
+    tracing::info!(data = %config.data.display(), unfinished, left_running = left, "journal open");
+    let setup = setup(config, &enrolled)?;
+    tracing::info!(node = %setup.node, hub = %enrolled.hubs.join(","), role = setup.role.as_str(), "enrolled");
+    let (events, inbox) = mpsc::channel(EVENTS_MAX);
+    let (commands, to_link) = mpsc::channel(EVENTS_MAX);
+    let from_exec = events.clone();
+    let exec = ExecConfig { policy: config.policy.clone(), data: config.data.clone() };
+    let exec = Executor::spawn(
+        exec,
+        Box::new(move |message| drop(from_exec.blocking_send(Event::FromExec(message)))),
+    )?;
+    let state = LinkState { connected: false, hub: String::new(), last: None, failures: 0 };
+    let (state, link_state) = watch::channel(state);
+    let link = LinkConfig {
+        hubs: enrolled.hubs,
+        hub: enrolled.hub,
+        key,
+        profile: enrolled.profile,
+        store: store.clone(),
+    };
+    let link = std::thread::Builder::new().name("link".into()).spawn({
+        let events = events.clone();
+        move || run_link(link, events, to_link, state)
+    })?;
+    let mut out = Vec::new();
+    let core = Core::new(setup, loaded, &mut out);
+    let agent = Agent {
+        core,
+        store,
+        exec,
+        commands,
+        files,
+        link_state,
+        host: Host::default(),
+        sampled_at: 0,
+        status: String::new(),
+    };
+    let done = agent.run(inbox, out);
+    // The loop's end of the link is gone with it: the link says its last words and ends.
+    let _ = link.join();
+    done
+}
+
+fn setup(config: &Config, enrolled: &Enrolled) -> Result<Setup> {
+    let mut boot_id = [0; 16];
+    SystemRandom::new()
+        .fill(&mut boot_id)
+        .map_err(|_| anyhow::anyhow!("no random numbers from the system"))?;
+    let kernel =
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("the kernel's boot id")?;
+    let kernel = data_encoding::HEXLOWER.decode(kernel.trim().replace('-', "").as_bytes())?;
+    let found = [format!("arch:{}", std::env::consts::ARCH), format!("os:{}", std::env::consts::OS)];
+    let mut capabilities: Vec<Tag> = found.iter().map(|t| t.parse()).collect::<Result<_, _>>()?;
+    capabilities.extend(config.tags.iter().cloned());
+    let viewer = enrolled.role == Role::Viewer || config.role == Some(Role::Viewer);
+    Ok(Setup {
+        fleet: enrolled.fleet,
+        node: enrolled.node.clone(),
+        role: if viewer { Role::Viewer } else { Role::Worker },
+        slots: config.slots.map_or(enrolled.slots, |own| own.min(enrolled.slots)),
+        profile: enrolled.profile,
+        capabilities,
+        boot_id,
+        kernel_boot: kernel.try_into().map_err(|_| anyhow::anyhow!("the kernel's boot id is not a UUID"))?,
+        version: env!("CARGO_PKG_VERSION").into(),
+    })
+}
+
+fn run_link(
+    config: LinkConfig,
+    events: mpsc::Sender<Event>,
+    commands: mpsc::Receiver<ToLink>,
+    state: watch::Sender<LinkState>,
+) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "the link has no runtime"),
+    };
+    runtime.block_on(async move {
+        let stop = events.clone();
+        tokio::spawn(async move {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (Ok(mut term), Ok(mut int)) =
+                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+            else {
+                return tracing::error!("signals cannot be caught");
+            };
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+            let _ = stop.send(Event::Shutdown).await;
+        });
+        if let Err(error) = link::run(config, events, commands, state).await {
+            tracing::error!(%error, "the device key cannot be used");
+        }
+    });
+}
+
+struct Agent {
+    core: Core,
+    store: Arc<Store>,
+    exec: Executor,
+    commands: mpsc::Sender<ToLink>,
+    files: Files,
+    link_state: watch::Receiver<LinkState>,
+    host: Host,
+    sampled_at: BootMs,
+    status: String,
+}
+
+impl Agent {
+    fn run(mut self, mut inbox: mpsc::Receiver<Event>, mut out: Vec<Effect>) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let mut waiting = Vec::new();
+        loop {
+            if self.release(&mut out)? {
+                tracing::info!("stopped");
+                return Ok(());
+            }
+            let now = clock::boot_ms();
+            let due = self.core.poll_timeout().unwrap_or(BootMs::MAX).min(self.sampled_at + SAMPLE_MS);
+            let wait = Duration::from_millis(due.saturating_sub(now).min(60_000));
+            let changed = runtime.block_on(async {
+                tokio::select! {
+                    n = inbox.recv_many(&mut waiting, BATCH_MAX) => n == 0,
+                    _ = self.link_state.changed() => false,
+                    () = tokio::time::sleep(wait) => false,
+                }
+            });
+            anyhow::ensure!(!changed, "the link and the executor are gone");
+            let now = clock::boot_ms();
+            if now >= self.sampled_at + SAMPLE_MS {
+                self.sampled_at = now;
+                waiting.push(Event::Sample(self.host.sample()));
+                self.write_status();
+            }
+            for event in waiting.drain(..) {
+                let event = self.check_room(event);
+                self.core.handle(event, now, &mut out);
+            }
+            self.core.handle_timeout(now, &mut out);
+            if self.link_state.has_changed().unwrap_or(false) {
+                self.write_status();
+            }
+        }
+    }
+
+    /// Only what can be finished is accepted: there must be room for its outcome.
+    fn check_room(&self, event: Event) -> Event {
+        match event {
+            Event::FromExec(FromExec::Prepared { fence, decision: Decision::Allow { rule, .. } })
+                if !self.store.has_room() =>
+            {
+                self.exec.send(ToExec::Forget { fence });
+                let mut report = Report::without_process(Outcome::Denied { reason: Denial::DiskFull });
+                report.rule = Some(rule);
+                Event::FromExec(FromExec::Prepared { fence, decision: Decision::Deny(Box::new(report)) })
+            }
+            other => other,
+        }
+    }
+
+    /// Commits, then does. `true` when the process should end.
+    fn release(&mut self, out: &mut Vec<Effect>) -> Result<bool> {
+        let mut writes = Vec::new();
+        let mut rest = Vec::new();
+        for effect in out.drain(..) {
+            match effect {
+                Effect::Store(write) => writes.push(write),
+                other => rest.push(other),
+            }
+        }
+        if !writes.is_empty() {
+            // An agent that cannot commit must not go on as if it had: it ends, its jobs with it, and says so when it
+            // can write again.
+            self.store.commit(&writes).context("the journal does not commit")?;
+        }
+        let mut exit = false;
+        for effect in rest {
+            match effect {
+                Effect::Store(_) => {}
+                Effect::Exec(message) => self.exec.send(message),
+                Effect::Send(message) => drop(self.commands.blocking_send(ToLink::Send(message))),
+                live @ Effect::Live { .. } => drop(self.commands.try_send(ToLink::Live(live))),
+                Effect::Upload { fence, have } => {
+                    drop(self.commands.blocking_send(ToLink::Upload { fence, have }));
+                }
+                Effect::Reconnect => drop(self.commands.blocking_send(ToLink::Reconnect)),
+                Effect::Exit => exit = true,
+            }
+        }
+        Ok(exit)
+    }
+
+    /// For `dunlin-agent status`. A file that cannot be written stops nothing.
+    fn write_status(&mut self) {
+        let state = self.link_state.borrow_and_update().clone();
+        let policy = self.core.policy();
+        let status = json!({
+            "pid": std::process::id(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "connected": self.core.is_welcome(),
+            "hub": state.hub,
+            "lastError": state.last,
+            "failures": state.failures,
+            "policy": policy.map(|p| data_encoding::HEXLOWER.encode(&p.digest)),
+            "policyError": policy.and_then(|p| p.error.clone()),
+        });
+        let text = format!("{status:#}\n");
+        // Written on a change only: the board's flash wears.
+        if text != self.status {
+            if let Err(error) = self.files.write_lossy("status.json", text.as_bytes()) {
+                tracing::debug!(%error, "the status file was not written");
+            }
+            self.status = text;
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! `dunlin-agent doctor`: what this kernel and board offer, and what stands in the way.
+
+use crate::config::Config;
+use crate::exec::{self, Kernel};
+use crate::files::Files;
+use serde_json::json;
+use std::process::ExitCode;
+
+/// 2025-01-01, in seconds since the epoch: a clock before it was never set. Leases do not care.
+const CLOCK_S_MIN: u64 = 1_735_689_600;
+
+pub(super) fn run(config: &Config, as_json: bool) -> ExitCode {
+    let kernel = Kernel::probe(&config.data);
+    let mut rows = Vec::new();
+    let mut add = |name: &str, level: &str, found: String, fix: &str| {
+        rows.push(
+            json!({"name": name, "level": level, "found": found, "fix": (!fix.is_empty()).then_some(fix)}),
+        );
+    };
+    match Files::at(&config.data).enrolment() {
+        Ok(e) => add("enrolment", "green", format!("node `{}` of {}", e.node, e.hubs.join(", ")), ""),
+        Err(e) => add("enrolment", "red", e.to_string(), "dunlin-agent join TICKET"),
+    }
+    match exec::load(&config.policy) {
+        Ok((policy, _)) => add("policy", "green", format!("{} rules", policy.rules.len()), ""),
+        Err(e) => add("policy", "red", e, "until then every job is denied with policy_invalid"),
+    }
+    match kernel.free_mib {
+        Some(mib) if mib < 64 => {
+            add("disk", "red", format!("{mib} MiB free"), "free space: no job is accepted")
+        }
+        Some(mib) if mib < 500 => add("disk", "yellow", format!("{mib} MiB free"), "free some space"),
+        Some(mib) => add("disk", "green", format!("{mib} MiB free"), ""),
+        None => add("disk", "yellow", "not known: the data directory is not there".into(), ""),
+    }
+    let how = if kernel.openat2 { "openat2" } else { "component by component (before Linux 5.6)" };
+    add("paths", "green", how.into(), "");
+    let landlock = kernel.landlock.map_or("not there".to_owned(), |abi| format!("ABI {abi}"));
+    add("landlock", "green", format!("{landlock} (not used by this version)"), "");
+    add("cgroup", "green", format!("{} (not used by this version)", kernel.cgroup), "");
+    let wall = std::fs::metadata("/proc/self").and_then(|m| m.modified()).ok();
+    let wall = wall.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |d| d.as_secs());
+    match wall >= CLOCK_S_MIN {
+        true => add("clock", "green", format!("{wall} s since the epoch"), ""),
+        false => add(
+            "clock",
+            "yellow",
+            format!("{wall} s since the epoch"),
+            "no matter for leases; logs will look odd",
+        ),
+    }
+    if as_json {
+        println!("{:#}", json!(rows));
+    } else {
+        for row in &rows {
+            let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
+            println!("{:<7} {:<10} {}", text("level"), text("name"), text("found"));
+            if !text("fix").is_empty() {
+                println!("{:<7} {:<10} fix: {}", "", "", text("fix"));
+            }
+        }
+    }
+    ExitCode::from(u8::from(rows.iter().any(|row| row["level"] == "red")))
+}

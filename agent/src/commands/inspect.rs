@@ -1,0 +1,90 @@
+//! `check`, `status` and `queue`: what is on disk, without disturbing a running agent.
+
+use super::EX_UNAVAILABLE;
+use crate::config::Config;
+use crate::exec;
+use crate::files::Files;
+use crate::store::Store;
+use serde_json::json;
+use std::process::ExitCode;
+
+pub(super) fn check(config: &Config) -> ExitCode {
+    let files = Files::at(&config.data);
+    let findings = [
+        ("config", Ok("in order".to_owned())),
+        ("enrolment", files.enrolment().map(|e| format!("node `{}`", e.node)).map_err(|e| e.to_string())),
+        ("policy", exec::load(&config.policy).map(|(p, _)| format!("{} rules", p.rules.len()))),
+    ];
+    for (name, finding) in &findings {
+        match finding {
+            Ok(text) => println!("ok     {name}: {text}"),
+            Err(text) => println!("error  {name}: {text}"),
+        }
+    }
+    ExitCode::from(u8::from(findings.iter().any(|(_, f)| f.is_err())))
+}
+
+pub(super) fn status(config: &Config, as_json: bool) -> ExitCode {
+    let path = Files::at(&config.data).path("status.json");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) => {
+            eprintln!("dunlin-agent: {}: {error}; no agent has run here yet", path.display());
+            return ExitCode::from(EX_UNAVAILABLE);
+        }
+    };
+    let mut status: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let pid = status["pid"].as_u64().unwrap_or(0);
+    let running = pid > 0 && std::path::Path::new(&format!("/proc/{pid}")).exists();
+    status["running"] = json!(running);
+    if !running {
+        status["connected"] = json!(false);
+    }
+    if as_json {
+        println!("{status:#}");
+    } else {
+        for (name, value) in status.as_object().into_iter().flatten() {
+            println!("{name:<12} {}", value.as_str().map_or(value.to_string(), str::to_owned));
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+pub(super) fn queue(config: &Config, as_json: bool) -> ExitCode {
+    let dir = Files::at(&config.data).path("journal");
+    if !dir.exists() {
+        eprintln!("dunlin-agent: {}: no journal; no agent has run here yet", dir.display());
+        return ExitCode::from(EX_UNAVAILABLE);
+    }
+    let loaded = match Store::open(&dir).and_then(|store| store.load()) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            eprintln!("dunlin-agent: {error}");
+            return ExitCode::from(EX_UNAVAILABLE);
+        }
+    };
+    let rows: Vec<_> = loaded
+        .attempts
+        .values()
+        .map(|record| {
+            json!({
+                "taskId": record.task.as_str(),
+                "fence": record.fence.0,
+                "attempt": record.attempt,
+                "state": if record.report.is_some() { "ended" } else { "accepted" },
+                "outcome": record.report.as_ref().map(|r| r.outcome.to_string()),
+            })
+        })
+        .collect();
+    if as_json {
+        println!("{:#}", json!(rows));
+        return ExitCode::SUCCESS;
+    }
+    println!("{:<32} {:>8} {:>7}  {:<9} OUTCOME", "TASK", "FENCE", "ATTEMPT", "STATE");
+    for row in rows {
+        let text = |name: &str| row[name].as_str().unwrap_or("-").to_owned();
+        let (fence, attempt) = (&row["fence"], &row["attempt"]);
+        println!("{:<32} {fence:>8} {attempt:>7}  {:<9} {}", text("taskId"), text("state"), text("outcome"));
+    }
+    ExitCode::SUCCESS
+}

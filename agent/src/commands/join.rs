@@ -1,0 +1,71 @@
+//! `dunlin-agent join`: from a ticket to an enrolled device.
+
+use super::{EX_NOPERM, EX_UNAVAILABLE, EX_USAGE};
+use crate::config::Config;
+use crate::files::{Enrolment, Files};
+use crate::link::{self, JoinError};
+use anyhow::{Context, Result};
+use dunlin_wire::limits::TICKET_TEXT_MAX;
+use dunlin_wire::ticket::Ticket;
+use std::io::Read;
+use std::process::ExitCode;
+
+pub(super) fn run(config: &Config, text: &str) -> ExitCode {
+    let say = |error: &dyn std::fmt::Display, code| {
+        eprintln!("dunlin-agent: {error}");
+        ExitCode::from(code)
+    };
+    let ticket = match read(text).and_then(|text| Ticket::parse(&text).map_err(|e| e.to_string())) {
+        Ok(ticket) => ticket,
+        Err(error) => return say(&error, EX_USAGE),
+    };
+    let files = Files::at(&config.data);
+    if files.path("enrolment.toml").exists() {
+        let dir = config.data.display();
+        let error =
+            format!("{dir}: this device is enrolled already; to start over, move that directory away");
+        return say(&error, EX_USAGE);
+    }
+    match enrol(&files, &ticket) {
+        Ok(node) => {
+            println!(
+                "enrolled as `{node}`; start it with: dunlin-agent run --data {}",
+                config.data.display()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let refused = matches!(error.downcast_ref(), Some(JoinError::Refused { .. }));
+            say(&format!("{error:#}"), if refused { EX_NOPERM } else { EX_UNAVAILABLE })
+        }
+    }
+}
+
+/// A ticket is a secret: `-` keeps it out of the process list.
+fn read(text: &str) -> Result<String, String> {
+    if text != "-" {
+        return Ok(text.to_owned());
+    }
+    let mut line = String::new();
+    let read = std::io::stdin().take(TICKET_TEXT_MAX as u64 + 2).read_to_string(&mut line);
+    read.map(|_| line).map_err(|e| format!("stdin: {e}"))
+}
+
+fn enrol(files: &Files, ticket: &Ticket) -> Result<String> {
+    let _lock = files.lock()?;
+    let key = files.key()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let joined = runtime.block_on(link::join(ticket, &key))?;
+    let enrolment = Enrolment {
+        hubs: ticket.addrs.clone(),
+        hub_key: ticket.hub.to_string(),
+        fleet: joined.fleet.to_string(),
+        node: joined.node.to_string(),
+        slots: joined.slots,
+        profile: joined.profile.as_str().into(),
+        role: joined.role.as_str().into(),
+    };
+    let text = toml::to_string(&enrolment).context("enrolment")?;
+    files.write("enrolment.toml", text.as_bytes())?;
+    Ok(enrolment.node)
+}

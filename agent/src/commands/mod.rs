@@ -1,0 +1,136 @@
+//! The command line of `dunlin-agent`.
+
+mod doctor;
+mod inspect;
+mod join;
+pub mod policy;
+
+use crate::config::{Config, Overrides};
+use crate::{agent, exec};
+use lexopt::{Arg, Parser, ValueExt};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Wrong usage or configuration (sysexits EX_USAGE).
+const EX_USAGE: u8 = 64;
+/// The hub cannot be reached, or the agent could not start or go on (EX_UNAVAILABLE).
+const EX_UNAVAILABLE: u8 = 69;
+/// Refused (EX_NOPERM).
+const EX_NOPERM: u8 = 77;
+
+const HELP: &str = "\
+dunlin-agent: runs jobs of a Dunlin hub on this board, as far as the board's policy allows.
+
+  dunlin-agent join TICKET [--data DIR]         enrol this device; TICKET `-` is read from stdin
+  dunlin-agent run [--config F] [--data DIR] [--policy F] [--role worker|viewer]
+  dunlin-agent check [--config F] [--data DIR] [--policy F]    is everything in order for `run`?
+  dunlin-agent status [--data DIR] [--json]     the uplink, as the running agent last saw it
+  dunlin-agent queue [--data DIR] [--json]      attempts on disk that the hub has not acknowledged
+  dunlin-agent policy check [--policy F]        read the policy, and point out what looks like a mistake
+  dunlin-agent policy test CASES [--policy F]   decide every case of a TOML file, and compare
+  dunlin-agent doctor [--data DIR] [--json]     what this kernel and board offer
+  dunlin-agent --version | --help
+
+Options and their defaults:
+  --config F   TOML; /etc/dunlin/agent.toml when it is there. Fields: data, policy, slots, tags, role, log
+  --data DIR   /var/lib/dunlin-agent, or the variable DUNLIN_AGENT_DATA
+  --policy F   /etc/dunlin/policy.toml; policy.d/*.toml beside it is read too
+  --json       machine-readable
+
+Exit codes: 0 done or stopped in order; 1 a check failed; 64 wrong usage or configuration; 69 hub not reachable, or
+the agent could not start; 77 the hub refused (ticket used, expired or unknown; key revoked).
+";
+
+/// Everything the command line can say.
+#[derive(Debug, Default)]
+struct Args {
+    words: Vec<String>,
+    over: Overrides,
+    json: bool,
+}
+
+/// Runs `dunlin-agent` with the process's arguments.
+pub fn main() -> ExitCode {
+    let mut raw = std::env::args_os().skip(1);
+    if raw.next().is_some_and(|word| word == "guard") {
+        return ExitCode::from(exec::guard::main());
+    }
+    let args = match parse() {
+        Ok(args) => args,
+        Err(error) => {
+            eprintln!("dunlin-agent: {error}; see dunlin-agent --help");
+            return ExitCode::from(EX_USAGE);
+        }
+    };
+    let words: Vec<&str> = args.words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["help"] => {
+            print!("{HELP}");
+            ExitCode::SUCCESS
+        }
+        ["version"] => {
+            println!("dunlin-agent {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        ["join", ticket] => with_config(&args, |config| join::run(config, ticket)),
+        ["run"] => with_config(&args, run),
+        ["check"] => with_config(&args, inspect::check),
+        ["status"] => with_config(&args, |config| inspect::status(config, args.json)),
+        ["queue"] => with_config(&args, |config| inspect::queue(config, args.json)),
+        ["policy", "check"] => with_config(&args, |config| policy::check(&config.policy)),
+        ["policy", "test", cases] => with_config(&args, |config| policy::test(&config.policy, cases)),
+        ["doctor"] => with_config(&args, |config| doctor::run(config, args.json)),
+        _ => {
+            eprintln!("dunlin-agent: no such command; see dunlin-agent --help");
+            ExitCode::from(EX_USAGE)
+        }
+    }
+}
+
+fn parse() -> Result<Args, lexopt::Error> {
+    let mut args = Args::default();
+    args.over.data = std::env::var_os("DUNLIN_AGENT_DATA").map(PathBuf::from);
+    let mut parser = Parser::from_env();
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Arg::Long("config") => args.over.config = Some(parser.value()?.into()),
+            Arg::Long("data") => args.over.data = Some(parser.value()?.into()),
+            Arg::Long("policy") => args.over.policy = Some(parser.value()?.into()),
+            Arg::Long("role") => args.over.role = Some(parser.value()?.string()?),
+            Arg::Long("json") => args.json = true,
+            Arg::Long("help") | Arg::Short('h') => {
+                args.words = vec!["help".into()];
+                return Ok(args);
+            }
+            Arg::Long("version") | Arg::Short('V') => {
+                args.words = vec!["version".into()];
+                return Ok(args);
+            }
+            Arg::Value(word) => args.words.push(word.string()?),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(args)
+}
+
+fn with_config(args: &Args, f: impl FnOnce(&Config) -> ExitCode) -> ExitCode {
+    match Config::load(&args.over) {
+        Ok(config) => f(&config),
+        Err(error) => {
+            eprintln!("dunlin-agent: {error}");
+            ExitCode::from(EX_USAGE)
+        }
+    }
+}
+
+fn run(config: &Config) -> ExitCode {
+    tracing_subscriber::fmt().with_max_level(config.log).with_writer(std::io::stderr).init();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), policy = %config.policy.display(), "dunlin-agent");
+    match agent::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dunlin-agent: {error:#}");
+            ExitCode::from(EX_UNAVAILABLE)
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The agent's configuration: TOML, then the command line over it.
+
+use dunlin_wire::message::Role;
+use dunlin_wire::{Tag, limits};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// Where the data is when nobody says otherwise.
+pub const DATA: &str = "/var/lib/dunlin-agent";
+/// The usual configuration file; read when it is there.
+pub const CONFIG: &str = "/etc/dunlin/agent.toml";
+/// The usual policy file.
+pub const POLICY: &str = "/etc/dunlin/policy.toml";
+
+/// Why a configuration is refused: place, rule and fix.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    data: Option<PathBuf>,
+    policy: Option<PathBuf>,
+    slots: Option<u32>,
+    #[serde(default)]
+    tags: Vec<String>,
+    role: Option<String>,
+    log: Option<String>,
+}
+
+/// What the command line may say over the file.
+#[derive(Debug, Default, Clone)]
+pub struct Overrides {
+    /// Configuration file.
+    pub config: Option<PathBuf>,
+    /// Data directory.
+    pub data: Option<PathBuf>,
+    /// Policy file.
+    pub policy: Option<PathBuf>,
+    /// Role.
+    pub role: Option<String>,
+}
+
+/// The configuration, which cannot be wrong any more.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Data directory.
+    pub data: PathBuf,
+    /// Policy file.
+    pub policy: PathBuf,
+    /// Slots at most; `None` leaves it to operator and policy.
+    pub slots: Option<u32>,
+    /// Capabilities to announce beside those that are found.
+    pub tags: Vec<Tag>,
+    /// A narrower role than the operator's.
+    pub role: Option<Role>,
+    /// Log level.
+    pub log: tracing::Level,
+}
+
+impl Config {
+    /// Reads the file that `over` names, or the usual one if it is there, and puts `over` on top.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn load(over: &Overrides) -> Result<Self, ConfigError> {
+        let usual = Path::new(CONFIG);
+        let file = over.config.clone().or_else(|| usual.exists().then(|| usual.to_owned()));
+        let (raw, place) = match &file {
+            None => (Raw::default(), "command line".to_owned()),
+            Some(path) => {
+                let name = path.display().to_string();
+                let text = std::fs::read_to_string(path).map_err(|e| ConfigError(format!("{name}: {e}")))?;
+                let raw = toml::from_str(&text).map_err(|e| {
+                    let line = e.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+                    ConfigError(format!("{name}: line {line}: {}", e.message()))
+                })?;
+                (raw, name)
+            }
+        };
+        Self::check(raw, over, &place)
+    }
+
+    fn check(raw: Raw, over: &Overrides, place: &str) -> Result<Self, ConfigError> {
+        let bad = |text: String| ConfigError(format!("{place}: {text}"));
+        if raw.slots.is_some_and(|n| n == 0 || n > limits::CONCURRENT_MAX) {
+            return Err(bad(format!("slots must be 1 to {}", limits::CONCURRENT_MAX)));
+        }
+        let tags = raw.tags.iter().map(|t| t.parse().map_err(|e| bad(format!("tags: `{t}`: {e}"))));
+        let role = match over.role.as_deref().or(raw.role.as_deref()) {
+            None => None,
+            Some("worker") => Some(Role::Worker),
+            Some("viewer") => Some(Role::Viewer),
+            Some(other) => return Err(bad(format!("role must be worker or viewer, not `{other}`"))),
+        };
+        let log = raw.log.unwrap_or_else(|| "info".into());
+        Ok(Self {
+            data: over.data.clone().or(raw.data).unwrap_or_else(|| DATA.into()),
+            policy: over.policy.clone().or(raw.policy).unwrap_or_else(|| POLICY.into()),
+            slots: raw.slots,
+            tags: tags.collect::<Result<_, _>>()?,
+            role,
+            log: log
+                .parse()
+                .map_err(|_| bad(format!("log must be error, warn, info, debug or trace, not `{log}`")))?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mistakes_name_place_and_rule() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.toml");
+        for (text, want) in [
+            ("slots = 2\ntags = [\"gpu\"]\n", ""),
+            ("slots = 0\n", "slots must be 1 to 100"),
+            ("\nslot = 1\n", "line 2: unknown field `slot`"),
+            ("tags = [\"a b\"]\n", "tags: `a b`"),
+            ("role = \"boss\"\n", "role must be worker or viewer"),
+            ("log = \"loud\"\n", "log must be"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let loaded = Config::load(&Overrides { config: Some(path.clone()), ..Overrides::default() });
+            match loaded {
+                Ok(_) => assert_eq!(want, "", "{text}"),
+                Err(e) => assert!(!want.is_empty() && e.to_string().contains(want), "{text}: {e}"),
+            }
+        }
+    }
+}

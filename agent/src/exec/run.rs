@@ -1,0 +1,323 @@
+//! One job: its guard, its pipes, what it wrote, and the report in the end.
+
+use super::guard::{self, Cause, FromGuard, Spec, ToGuard};
+use super::message::{EndCause, FromExec, Work};
+use super::output::HeadTail;
+use super::{LAYERS, Prepared, sys};
+use crate::clock::{self, BootMs};
+use dunlin_wire::job::{Limit, Outcome, Report, SpawnStep, Stream, TimeoutPhase, Usage};
+use dunlin_wire::{Fence, limits};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+/// How long output is drained after the job's end, in milliseconds: a descriptor may have leaked to who knows whom.
+const DRAIN_MS: u64 = 500;
+/// What a job finds its programs by. Nothing of the agent's own environment reaches it.
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+pub(super) struct Job {
+    fence: Fence,
+    rule: String,
+    timeout_ms: u64,
+    kill_on_overflow: bool,
+    limited_file_size: bool,
+    guard: Child,
+    control: OwnedFd,
+    pipes: [Option<OwnedFd>; 2],
+    outputs: [HeadTail; 2],
+    overflowed: bool,
+    ended: Option<Ended>,
+    scratch: Option<PathBuf>,
+    lock: PathBuf,
+}
+
+struct Ended {
+    at: BootMs,
+    how: How,
+}
+
+enum How {
+    Spawn(SpawnStep, i32),
+    Guard(Box<guard::End>),
+    /// The guard itself died.
+    Lost,
+}
+
+impl Job {
+    /// Starts the guard, which starts the job.
+    pub(super) fn start(prepared: Prepared, lease_until: BootMs, data: &Path) -> Result<Self, Outcome> {
+        let failed = |step| {
+            move |e: std::io::Error| Outcome::SpawnFailed {
+                step,
+                errno: e.raw_os_error().unwrap_or(libc::EIO),
+            }
+        };
+        let fence = prepared.work.fence;
+        let (scratch, cwd) = match prepared.opened.cwd {
+            Some(cwd) => (None, cwd),
+            None => {
+                let dir = data.join("scratch").join(fence.to_string());
+                let cwd = make_private(&dir).map_err(failed(SpawnStep::Scratch))?;
+                (Some(dir), cwd)
+            }
+        };
+        let lock_path = data.join("run").join(fence.to_string());
+        let lock = std::fs::create_dir_all(data.join("run")).and_then(|()| std::fs::File::create(&lock_path));
+        let lock = lock.map_err(failed(SpawnStep::Guard))?;
+        if !sys::try_lock(lock.as_raw_fd()) {
+            return Err(Outcome::SpawnFailed { step: SpawnStep::Guard, errno: libc::EBUSY });
+        }
+        let (control, control_guard) = sys::seqpacket_pair().map_err(failed(SpawnStep::Pipe))?;
+        let (out, out_job) = sys::pipe().map_err(failed(SpawnStep::Pipe))?;
+        let (err, err_job) = sys::pipe().map_err(failed(SpawnStep::Pipe))?;
+        for fd in [&out, &err, &control] {
+            sys::set_nonblocking(fd.as_raw_fd()).map_err(failed(SpawnStep::Pipe))?;
+        }
+        let fds = [
+            (&control_guard, guard::CONTROL),
+            (&prepared.opened.program, guard::PROGRAM),
+            (&cwd, guard::CWD),
+            (&out_job, guard::STDOUT),
+            (&err_job, guard::STDERR),
+            (&OwnedFd::from(lock), guard::LOCK),
+        ];
+        let mut wired = Vec::new();
+        for (fd, number) in fds {
+            wired.push((sys::dup_high(fd.as_fd()).map_err(failed(SpawnStep::Guard))?, number));
+        }
+        let guard = spawn_guard(wired).map_err(failed(SpawnStep::Guard))?;
+        let spec = Spec {
+            env: environment(&prepared.work, scratch.as_deref(), data),
+            argv: prepared.work.shell.argv,
+            script: prepared.opened.script,
+            timeout_ms: prepared.timeout_ms,
+            grace_ms: prepared.grace_ms,
+            lease_until,
+            file_size: prepared.file_size,
+            nofile: prepared.nofile,
+        };
+        say(control.as_raw_fd(), &ToGuard::Spec(Box::new(spec)));
+        Ok(Self {
+            fence,
+            rule: prepared.rule,
+            timeout_ms: prepared.timeout_ms,
+            kill_on_overflow: prepared.kill_on_overflow,
+            limited_file_size: prepared.file_size.is_some(),
+            guard,
+            control,
+            pipes: [Some(out), Some(err)],
+            outputs: [HeadTail::new(prepared.output), HeadTail::new(prepared.output)],
+            overflowed: false,
+            ended: None,
+            scratch,
+            lock: lock_path,
+        })
+    }
+
+    pub(super) fn extend(&self, until: BootMs) {
+        say(self.control.as_raw_fd(), &ToGuard::Extend(until));
+    }
+
+    pub(super) fn end(&self, cause: Cause) {
+        say(self.control.as_raw_fd(), &ToGuard::End(cause));
+    }
+
+    /// Adds what must be polled for this job.
+    pub(super) fn watch(&self, fds: &mut Vec<libc::pollfd>) {
+        fds.extend(self.pipes.iter().flatten().map(|fd| sys::input(fd.as_raw_fd())));
+        if self.ended.is_none() {
+            fds.push(sys::input(self.control.as_raw_fd()));
+        }
+    }
+
+    /// Ended, and only drained for a while yet.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.ended.is_some()
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        let drained = self.pipes.iter().all(Option::is_none);
+        self.ended.as_ref().is_some_and(|e| drained || clock::boot_ms() >= e.at + DRAIN_MS)
+    }
+
+    /// Reads what is there, from both pipes alike, and what the guard says.
+    pub(super) fn pump(&mut self, tell: &dyn Fn(FromExec)) {
+        let mut buffer = vec![0; limits::CHUNK_MAX];
+        for stream in Stream::BOTH {
+            let at = stream as usize;
+            // A job that never stops writing must not keep the others waiting.
+            for _ in 0..16 {
+                let Some(pipe) = &self.pipes[at] else { break };
+                match sys::read(pipe.as_raw_fd(), &mut buffer) {
+                    Ok(Some(n)) => self.take(stream, &buffer[..n], tell),
+                    Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
+                    Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                    Ok(None) | Err(_) => self.pipes[at] = None,
+                }
+            }
+        }
+        while self.ended.is_none() && self.listen(tell) {}
+    }
+
+    fn take(&mut self, stream: Stream, bytes: &[u8], tell: &dyn Fn(FromExec)) {
+        let output = &mut self.outputs[stream as usize];
+        let offset = output.total();
+        let fits = output.push(bytes);
+        if fits > 0 {
+            let bytes = bytes[..fits].to_vec();
+            tell(FromExec::Output { fence: self.fence, stream, offset, bytes });
+        }
+        if self.kill_on_overflow && !self.overflowed && self.outputs[stream as usize].is_cut() {
+            self.overflowed = true;
+            self.end(Cause::Overflow);
+        }
+    }
+
+    /// One message of the guard's; `false` when there is none.
+    fn listen(&mut self, tell: &dyn Fn(FromExec)) -> bool {
+        let at = clock::boot_ms();
+        let message = match sys::receive(self.control.as_raw_fd(), guard::MESSAGE_MAX, libc::MSG_DONTWAIT) {
+            Ok(bytes) => postcard::from_bytes(&bytes).ok(),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return false,
+            Err(_) => None,
+        };
+        let how = match message {
+            Some(FromGuard::Started) => {
+                tell(FromExec::Started { fence: self.fence });
+                return true;
+            }
+            Some(FromGuard::SpawnFailed { step, errno }) => How::Spawn(step, errno),
+            Some(FromGuard::Ended(end)) => How::Guard(end),
+            None => {
+                super::sweep::kill_marked(&format!("DUNLIN_FENCE={}", self.fence));
+                How::Lost
+            }
+        };
+        self.ended = Some(Ended { at, how });
+        true
+    }
+
+    /// The report. Everything of the job is gone, or it says `Stuck`.
+    pub(super) fn finish(mut self, policy: [u8; 8]) -> FromExec {
+        let outcome = self.outcome();
+        if outcome != Outcome::Stuck {
+            // A guard that has reported is about to exit; one that is stuck stays with its job.
+            let _ = self.guard.wait();
+            let _ = std::fs::remove_file(&self.lock);
+            if let Some(dir) = &self.scratch {
+                let _ = std::fs::remove_dir_all(dir);
+            }
+        }
+        let end = match &self.ended {
+            Some(Ended { how: How::Guard(end), .. }) => (**end).clone(),
+            _ => guard::End::default(),
+        };
+        let [(out, out_kept), (err, err_kept)] = self.outputs.map(HeadTail::finish);
+        let report = Report {
+            outcome,
+            wait_status: end.status,
+            rule: Some(self.rule),
+            policy,
+            timeout_ms: Some(self.timeout_ms),
+            sandbox: LAYERS,
+            usage: Usage {
+                duration_ms: end.duration_ms,
+                user_ms: end.user_ms,
+                system_ms: end.system_ms,
+                max_rss_kib: end.max_rss_kib,
+                leftovers: end.leftovers,
+            },
+            streams: [out, err],
+        };
+        FromExec::Ended { fence: self.fence, report: Box::new(report), kept: [out_kept, err_kept] }
+    }
+
+    /// The cause wins over the status: exit 0 on our SIGTERM is no success.
+    fn outcome(&self) -> Outcome {
+        let end = match self.ended.as_ref().map(|e| &e.how) {
+            Some(How::Guard(end)) => end,
+            Some(How::Spawn(step, errno)) => return Outcome::SpawnFailed { step: *step, errno: *errno },
+            Some(How::Lost) | None => return Outcome::AgentInternal,
+        };
+        if end.stuck {
+            return Outcome::Stuck;
+        }
+        let phase = if end.killed { TimeoutPhase::Kill } else { TimeoutPhase::Term };
+        match end.cause {
+            Some(Cause::Timeout) => Outcome::TimedOut { phase },
+            Some(Cause::Overflow) => Outcome::OutputOverflow,
+            Some(Cause::Asked(EndCause::Cancelled(by))) => Outcome::Cancelled { by },
+            Some(Cause::Asked(EndCause::Interrupted(by))) => Outcome::Interrupted { by },
+            None => self.by_status(end.status),
+        }
+    }
+
+    fn by_status(&self, status: Option<i32>) -> Outcome {
+        match status {
+            Some(status) if libc::WIFEXITED(status) => match libc::WEXITSTATUS(status) {
+                0 => Outcome::Ok,
+                code => Outcome::Exit { code: code as u8 },
+            },
+            Some(status) if libc::WIFSIGNALED(status) => match libc::WTERMSIG(status) {
+                libc::SIGXFSZ if self.limited_file_size => Outcome::LimitHit { which: Limit::FileSize },
+                signo => Outcome::Signal { signo: signo as u8 },
+            },
+            _ => Outcome::AgentInternal,
+        }
+    }
+}
+
+fn say(control: RawFd, message: &ToGuard) {
+    let bytes = postcard::to_stdvec(message).unwrap_or_default();
+    if let Err(error) = sys::send(control, &bytes) {
+        // A guard that is gone is noticed by the end of its socket.
+        tracing::debug!(%error, "a guard did not take a message");
+    }
+}
+
+/// A fresh directory that only we can enter.
+fn make_private(dir: &Path) -> std::io::Result<OwnedFd> {
+    use std::os::unix::fs::DirBuilderExt;
+    if let Some(parent) = dir.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let _ = std::fs::remove_dir_all(dir);
+    std::fs::DirBuilder::new().mode(0o700).create(dir)?;
+    sys::open_path(&dir.to_string_lossy(), libc::O_PATH | libc::O_DIRECTORY)
+}
+
+fn environment(work: &Work, scratch: Option<&Path>, data: &Path) -> Vec<String> {
+    let mut env = vec![
+        PATH.to_owned(),
+        "LANG=C.UTF-8".to_owned(),
+        format!("HOME={}", scratch.unwrap_or(Path::new("/")).display()),
+        format!("DUNLIN_TASK_ID={}", work.task),
+        format!("DUNLIN_FENCE={}", work.fence),
+        format!("DUNLIN_ATTEMPT={}", work.attempt),
+        super::sweep::marker(data),
+    ];
+    env.extend(work.shell.env.iter().map(|(name, value)| format!("{name}={value}")));
+    env
+}
+
+/// Our own program again, as a guard, with exactly these descriptors.
+fn spawn_guard(wired: Vec<(OwnedFd, RawFd)>) -> std::io::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0(std::env::args_os().next().unwrap_or_else(|| "dunlin-agent".into()))
+        .arg("guard")
+        .env_clear();
+    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+    let numbers: Vec<(RawFd, RawFd)> = wired.iter().map(|(fd, number)| (fd.as_raw_fd(), *number)).collect();
+    // SAFETY: between fork and exec only dup2 is called, which is safe there; the sources are above all targets.
+    unsafe {
+        command.pre_exec(move || {
+            numbers.iter().try_for_each(|(from, to)| sys::check(libc::dup2(*from, *to)).map(drop))
+        });
+    }
+    let child = command.spawn();
+    drop(wired);
+    child
+}

@@ -1,5 +1,6 @@
 //! Puts the parts together and drives the engine: one thread owns it, everything else sends it events.
 
+use crate::api::{self, ApiState};
 use crate::clock;
 use crate::config::Config;
 use crate::event::{ConnId, Effect, Event};
@@ -19,6 +20,8 @@ use tokio::sync::{mpsc, watch};
 const EVENTS_MAX: usize = 4096;
 /// Events of one transaction at most.
 const BATCH_MAX: usize = 1024;
+/// How long a stopping hub waits for each of its parts.
+const STOP: Duration = Duration::from_secs(2);
 
 /// Runs the hub until it is told to stop.
 ///
@@ -64,16 +67,26 @@ async fn run(config: &Config, store: Arc<Store>, identity: Identity) -> Result<(
     let accepting = tokio::spawn(link::accept(endpoint.clone(), lines));
     tracing::info!(subsystem = "quic", addr = %bound, key = %identity.public(), "listening");
     tracing::info!(subsystem = "http", addr = %http, "listening");
-    let _ = newest_rx;
-    let _ = listener;
+    let state = ApiState::new(store, events, newest_rx, config.rate_per_s, config.burst);
+    let (stop, stopped) = watch::channel(false);
+    let mut api = tokio::spawn(api::serve(listener, state, wait_for(stopped)));
     stop_signal().await?;
     tracing::info!("stopping");
+    stop.send_replace(true);
     endpoint.close(0u32.into(), b"leaving");
-    let _ = tokio::time::timeout(Duration::from_secs(2), endpoint.wait_idle()).await;
+    let _ = tokio::time::timeout(STOP, endpoint.wait_idle()).await;
     let _ = accepting.await;
-    drop(events);
+    // Open event streams do not end by themselves.
+    if tokio::time::timeout(STOP, &mut api).await.is_err() {
+        api.abort();
+        let _ = api.await;
+    }
     let _ = tokio::task::spawn_blocking(move || driver.join()).await;
     Ok(())
+}
+
+async fn wait_for(mut stopped: watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stop| *stop).await;
 }
 
 async fn stop_signal() -> Result<()> {

@@ -1,0 +1,132 @@
+//! The HTTP API. Reads go to the store; whatever changes something is one event into the loop, answered after its
+//! commit.
+
+mod auth;
+mod body;
+mod error;
+mod events;
+mod metrics;
+mod nodes;
+mod output;
+mod tasks;
+
+use crate::event::{Answer, Event, Request};
+use crate::store::Store;
+use auth::{Actor, RateLimits};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+use dunlin_wire::limits::BODY_MAX;
+use error::ApiError;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// What every handler can reach.
+#[derive(Clone)]
+pub struct ApiState {
+    store: Arc<Store>,
+    events: mpsc::Sender<Event>,
+    newest: watch::Receiver<u64>,
+    limits: Arc<RateLimits>,
+    requests: Arc<[AtomicU64; 6]>,
+}
+
+impl ApiState {
+    /// `events` leads into the loop, `newest` tells the id of the newest committed event.
+    pub fn new(
+        store: Arc<Store>,
+        events: mpsc::Sender<Event>,
+        newest: watch::Receiver<u64>,
+        rate_per_s: u32,
+        burst: u32,
+    ) -> Self {
+        let limits = Arc::new(RateLimits::new(rate_per_s, burst));
+        Self { store, events, newest, limits, requests: Arc::default() }
+    }
+
+    /// Asks the loop.
+    async fn ask(&self, actor: &Actor, request: Request) -> Result<Answer, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        let event = Event::Api { actor: actor.0.clone(), request, reply };
+        self.events.send(event).await.map_err(|_| ApiError::unavailable())?;
+        Ok(answer.await.map_err(|_| ApiError::unavailable())??)
+    }
+}
+
+/// The answer was of another kind than the question: a fault of ours.
+fn mismatch() -> ApiError {
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the hub answered another question")
+}
+
+/// All routes.
+pub fn router(state: ApiState) -> Router {
+    let guarded = Router::new()
+        .route("/v1/tasks", post(tasks::submit).get(tasks::list))
+        .route("/v1/tasks/running", get(tasks::running))
+        .route("/v1/tasks/{id}", get(tasks::show))
+        .route("/v1/tasks/{id}/cancel", post(tasks::cancel))
+        .route("/v1/tasks/{id}/retry", post(tasks::retry))
+        .route("/v1/tasks/{id}/why", get(tasks::why))
+        .route("/v1/tasks/{id}/output", get(output::get))
+        .route("/v1/dlq", get(tasks::dead))
+        .route("/v1/dlq/{id}", get(tasks::dead_one))
+        .route("/v1/runs/summary", get(tasks::summary))
+        .route("/v1/queue-depth", get(tasks::depth))
+        .route("/v1/nodes", get(nodes::list))
+        .route("/v1/nodes/{name}", get(nodes::show))
+        .route("/v1/nodes/{name}/drain", post(nodes::drain))
+        .route("/v1/nodes/{name}/undrain", post(nodes::undrain))
+        .route("/v1/nodes/{name}/revoke", post(nodes::revoke))
+        .route("/v1/invites", post(nodes::invite))
+        .route("/v1/fleet/halt", post(nodes::halt))
+        .route("/v1/fleet/resume", post(nodes::resume))
+        .route("/v1/audit", get(nodes::audit))
+        .route("/v1/events", get(events::stream))
+        .route("/metrics", get(metrics::text))
+        .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is no such path"))
+        .method_not_allowed_fallback(async || {
+            ApiError::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "this path does not take that method",
+            )
+        })
+        .layer(middleware::from_fn_with_state(state.clone(), auth::check));
+    Router::new()
+        .route("/health", get(health))
+        .merge(guarded)
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(middleware::map_response_with_state(state.clone(), count))
+        .with_state(state)
+}
+
+async fn count(
+    State(state): State<ApiState>,
+    response: axum::response::Response,
+) -> axum::response::Response {
+    let class = usize::from(response.status().as_u16() / 100).min(5);
+    state.requests[class].fetch_add(1, Ordering::Relaxed);
+    response
+}
+
+/// Says only that the hub is there: it needs no token.
+async fn health(State(state): State<ApiState>) -> Result<Json<Value>, ApiError> {
+    let answer = state.ask(&Actor("health".into()), Request::Metrics).await?;
+    let Answer::Metrics(figures) = answer else { return Err(mismatch()) };
+    Ok(Json(json!({"status": "ok", "version": env!("CARGO_PKG_VERSION"), "halted": figures.halted})))
+}
+
+/// Serves until `stop` is over.
+///
+/// # Errors
+/// The listener's.
+pub async fn serve(
+    listener: tokio::net::TcpListener,
+    state: ApiState,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    axum::serve(listener, router(state)).with_graceful_shutdown(stop).await
+}

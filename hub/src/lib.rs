@@ -1,6 +1,7 @@
 //! The hub: a durable task queue with claim leases, the QUIC endpoint that agents connect to, and an HTTP API.
 
 pub mod api;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod core;

@@ -1,0 +1,267 @@
+//! What `dunlin` can be told.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+const AFTER: &str = "\
+Exit codes of `submit --wait`: 0 ok; the job's own code; 128+N signal N; 124 timed out; 130 cancelled; 77 denied by the
+board; 126/127 could not be started; 137 out of memory; 125 limit hit or stuck; 75 interrupted or lost; 74 output over
+its limit; 70 fault of the agent.
+Of every command: 64 wrong usage; 65 the hub refused what was asked; 69 the hub cannot be reached; 77 token refused.
+The token comes from DUNLIN_TOKEN, or from --token-file (0600; default ~/.config/dunlin/token).";
+
+#[derive(Parser)]
+#[command(name = "dunlin", version, about = "Submit jobs to a Dunlin fleet, and look after it.", after_help = AFTER)]
+pub(super) struct Cli {
+    /// The hub's API.
+    #[arg(long, env = "DUNLIN_HUB", default_value = "http://127.0.0.1:7080", global = true)]
+    pub hub: String,
+    /// File with the API token.
+    #[arg(long, env = "DUNLIN_TOKEN_FILE", global = true)]
+    pub token_file: Option<PathBuf>,
+    /// Allow plain HTTP to another machine.
+    #[arg(long, global = true)]
+    pub insecure_http: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Submit a task: what follows `--` is run, without a shell.
+    Submit(SubmitArgs),
+    /// List tasks, newest first.
+    Tasks {
+        /// queued, claimed, running, done, failed or cancelled.
+        #[arg(long)]
+        state: Option<String>,
+        /// Only tasks of this node.
+        #[arg(long)]
+        node: Option<String>,
+        /// Only tasks that require this tag.
+        #[arg(long)]
+        tag: Option<String>,
+        /// How many.
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// One task.
+    Task {
+        #[command(subcommand)]
+        command: TaskCommand,
+    },
+    /// List dead letters: tasks that were given up.
+    Dlq {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List nodes.
+    Nodes {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// One node.
+    Node {
+        #[command(subcommand)]
+        command: NodeCommand,
+    },
+    /// Print events as they happen.
+    Watch {
+        /// Begin after this event.
+        #[arg(long)]
+        since: Option<u64>,
+        /// One JSON object per line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop the fleet: nothing is granted, what runs is cancelled, the queue is kept.
+    Halt,
+    /// Let a halted fleet go on.
+    Resume,
+}
+
+#[derive(Args)]
+pub(super) struct SubmitArgs {
+    /// Id of the task; the same id again with the same body changes nothing.
+    #[arg(long)]
+    pub task_id: Option<String>,
+    /// Only on this node.
+    #[arg(long)]
+    pub node: Option<String>,
+    /// Only on nodes with this tag (`gpu`, `site:oslo`, `actuator:*`); may be repeated.
+    #[arg(long)]
+    pub tag: Vec<String>,
+    /// low, normal, high, urgent, or -10 to 100.
+    #[arg(long, allow_hyphen_values = true)]
+    pub priority: Option<String>,
+    /// Run timeout, like 250ms, 10s, 2m.
+    #[arg(long, value_parser = duration)]
+    pub timeout: Option<u64>,
+    /// Attempts until the task is given up, 1 to 10.
+    #[arg(long)]
+    pub max_attempts: Option<u32>,
+    /// Longest wait in the queue.
+    #[arg(long, value_parser = duration)]
+    pub ttl: Option<u64>,
+    /// Working directory on the board.
+    #[arg(long)]
+    pub cwd: Option<String>,
+    /// Variable for the job, NAME=VALUE; may be repeated.
+    #[arg(long)]
+    pub env: Vec<String>,
+    /// What happens when the board loses the hub.
+    #[arg(long, value_parser = ["fence", "carryOn"])]
+    pub on_disconnect: Option<String>,
+    /// What happens when the board loses power.
+    #[arg(long, value_parser = ["atLeastOnce", "atMostOnce"])]
+    pub delivery: Option<String>,
+    /// Stream the job's output, and exit as it did.
+    #[arg(long)]
+    pub wait: bool,
+    /// Print the task as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Program (absolute path) and arguments.
+    #[arg(last = true, required = true)]
+    pub argv: Vec<String>,
+}
+
+#[derive(Subcommand)]
+pub(super) enum TaskCommand {
+    /// Everything about it.
+    Show {
+        /// The task.
+        id: String,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// End it, wherever it is.
+    Cancel {
+        /// The task.
+        id: String,
+    },
+    /// Queue it again after it was given up.
+    Retry {
+        /// The task.
+        id: String,
+    },
+    /// What its job wrote.
+    Logs {
+        /// The task.
+        id: String,
+        /// The job's stderr instead of its stdout.
+        #[arg(long)]
+        stderr: bool,
+        /// Another attempt than the latest.
+        #[arg(long)]
+        attempt: Option<u64>,
+    },
+    /// Why it is not running.
+    Why {
+        /// The task.
+        id: String,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum NodeCommand {
+    /// Make a ticket that enrols one device under this name; it is a secret.
+    Invite {
+        /// Name of the node.
+        name: String,
+        /// Tag of the node; may be repeated.
+        #[arg(long)]
+        tag: Vec<String>,
+        /// Tasks at once, 1 to 100.
+        #[arg(long, default_value_t = 1)]
+        max_concurrent: u32,
+        /// lan, wan or metered.
+        #[arg(long)]
+        profile: Option<String>,
+        /// worker or viewer.
+        #[arg(long)]
+        role: Option<String>,
+        /// Where it is.
+        #[arg(long)]
+        region: Option<String>,
+        /// How long the ticket can be used; 24h by default.
+        #[arg(long, value_parser = duration)]
+        ttl: Option<u64>,
+        /// As JSON, with the ticket's end.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Everything about it.
+    Show {
+        /// The node.
+        name: String,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give it nothing new.
+    Drain {
+        /// The node.
+        name: String,
+    },
+    /// Give it work again.
+    Undrain {
+        /// The node.
+        name: String,
+    },
+    /// Never let its key in again.
+    Revoke {
+        /// The node.
+        name: String,
+    },
+}
+
+/// Milliseconds of `250ms`, `10s`, `2m`, `1h`.
+fn duration(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let scale = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)].iter().find(|(u, _)| *u == unit);
+    let ms = scale.and_then(|(_, scale)| number.parse::<u64>().ok()?.checked_mul(*scale));
+    ms.ok_or_else(|| "write it like 250ms, 10s, 2m or 1h".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_need_a_unit() {
+        for (text, want) in
+            [("250ms", Some(250)), ("2m", Some(120_000)), ("1h", Some(3_600_000)), ("5", None), ("", None)]
+        {
+            assert_eq!(duration(text).ok(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+        let cli = Cli::try_parse_from([
+            "dunlin",
+            "submit",
+            "--wait",
+            "--priority",
+            "-10",
+            "--",
+            "/bin/echo",
+            "--wait",
+        ]);
+        let Ok(Cli { command: Command::Submit(args), .. }) = cli else { panic!("does not parse") };
+        assert_eq!(args.argv, ["/bin/echo", "--wait"]);
+    }
+}

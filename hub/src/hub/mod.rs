@@ -56,6 +56,8 @@ struct Session {
     conn: ConnId,
     heard: u64,
     claims: BTreeSet<ClaimId>,
+    // It said that it goes: what it still delivers is taken, but it is not there any more.
+    leaving: bool,
 }
 
 /// An enrolled node and what is known of it now.

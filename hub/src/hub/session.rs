@@ -88,6 +88,9 @@ impl Hub {
         let Some(member) = self.members.get_mut(name) else { return Ok(()) };
         if let Some(session) = member.session.as_mut() {
             session.heard = session.heard.max(seq);
+            if session.leaving {
+                return Ok(());
+            }
         }
         match member.pulse.handle_heard(turn.now.mono) {
             Some(left) => {
@@ -118,13 +121,26 @@ impl Hub {
         self.renew(conn, name, fences, turn)
     }
 
+    /// The node goes. It accepts nothing after saying so, so what it has not accepted can be given away at once.
     fn handle_leaving(&mut self, name: &NodeName, turn: &mut Turn<'_>) -> Result<(), StoreError> {
         let Some(member) = self.members.get_mut(name) else { return Ok(()) };
-        turn.node_event("node.leaving", name, None)?;
-        match member.pulse.handle_leaving() {
-            Some(left) => self.handle_health_changed(name, left, turn),
-            None => Ok(()),
+        if let Some(session) = member.session.as_mut() {
+            session.leaving = true;
+            session.claims.clear();
         }
+        turn.node_event("node.leaving", name, None)?;
+        let left = member.pulse.handle_leaving();
+        let held: Vec<Fence> = member.held.iter().copied().collect();
+        if let Some(left) = left {
+            self.handle_health_changed(name, left, turn)?;
+        }
+        for fence in held {
+            let Some(held) = self.attempts.get(&fence).filter(|held| !held.accepted) else { continue };
+            if let Some(mut task) = turn.write.view().task(&held.task)? {
+                let _lost = self.apply(&mut task, Input::Lost { fence, why: Lost::NotHeld }, turn)?;
+            }
+        }
+        Ok(())
     }
 
     fn handle_hello(
@@ -151,7 +167,7 @@ impl Hub {
             state.node = Some(name.clone());
         }
         if let Some(member) = self.members.get_mut(&name) {
-            member.session = Some(Session { conn, heard: seq, claims: BTreeSet::new() });
+            member.session = Some(Session { conn, heard: seq, claims: BTreeSet::new(), leaving: false });
             member.unresponsive = false;
         }
         self.heard(&name, seq, turn)?;

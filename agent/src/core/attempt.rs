@@ -16,7 +16,10 @@ impl Core {
         if self.attempts.contains_key(&fence) {
             return self.repeat_grant(fence, lease_until, now, out);
         }
-        self.claims.remove(&grant.claim);
+        // A claim is filled once. One that does not stand was filled before: what comes late, or twice, starts nothing.
+        if !self.claims.remove(&grant.claim) {
+            return;
+        }
         let newer = self.attempts.values().any(|a| a.record.task == grant.task && a.record.fence > fence);
         if newer || self.stop_at.is_some() {
             return;

@@ -56,7 +56,9 @@ impl Hub {
 
     /// Puts a queued task where the scheduler sees it, now or when its back-off is over.
     pub(super) fn queue(&mut self, task: &Task, now: Now) {
-        let wait = task.retry_at_ms.map_or(0, |at| at.saturating_sub(now.wall));
+        // The wall clock may have been set since: the longest back-off there is bounds the wait.
+        let longest = self.setup.timing.retry_ms_max * 11 / 10;
+        let wait = task.retry_at_ms.map_or(0, |at| at.saturating_sub(now.wall).min(longest));
         if wait > 0 {
             self.timers.set(Timer::Retry(task.id.clone()), now.mono + wait);
         } else {

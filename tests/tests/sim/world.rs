@@ -1,0 +1,703 @@
+//! The world: time, the network, and what befalls hub and boards.
+
+use crate::board::Board;
+use crate::model::Model;
+use dunlin_agent::event::{Effect as AgentEffect, Event as AgentEvent};
+use dunlin_hub::clock::Now;
+use dunlin_hub::core::node::NodeSpec;
+use dunlin_hub::core::task::{State, TaskSpec};
+use dunlin_hub::core::timing::Timing;
+use dunlin_hub::event::{Answer, ApiRefusal, ConnId, Effect, Event, Request};
+use dunlin_hub::hub::{Hub, Setup};
+use dunlin_hub::store::{Store, StoreOptions};
+use dunlin_wire::job::{Delivery, Job, OnDisconnect, Shell, Stream};
+use dunlin_wire::message::{
+    AckVerdict, Join, Numbered, Profile, Role, ToAgent, ToHub, Upload, Verdict, Welcome,
+};
+use dunlin_wire::ticket::Ticket;
+use dunlin_wire::{Fence, Key, TaskId};
+use ring::signature::Ed25519KeyPair;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+const BOARDS: usize = 4;
+
+enum Packet {
+    Control(Numbered),
+    Upload(Upload),
+    ToBoard(ToAgent),
+    HubSeesEnd,
+    BoardSeesEnd,
+}
+
+/// A connection: what each direction delivered last, for order is kept within a stream.
+struct Link {
+    board: usize,
+    at_hub: bool,
+    at_board: bool,
+    control_at: u64,
+    answers_at: u64,
+    uploads_at: BTreeMap<Fence, u64>,
+}
+
+enum Asked {
+    Submit(TaskId, u32),
+    Cancel(TaskId),
+}
+
+type Answered = oneshot::Receiver<Result<Answer, ApiRefusal>>;
+
+pub struct World {
+    rng: fastrand::Rng,
+    now: u64,
+    wall: u64,
+    store: Arc<Store>,
+    hub: Option<Hub>,
+    boards: Vec<Board>,
+    links: BTreeMap<ConnId, Link>,
+    packets: BTreeMap<(u64, u64), (ConnId, Packet)>,
+    next: u64,
+    asked: Vec<(Asked, Answered)>,
+    model: Model,
+    act_at: u64,
+    calm: bool,
+    crashes: u64,
+    same: u64,
+    _dir: tempfile::TempDir,
+}
+
+fn setup(timing: Timing) -> Setup {
+    let key = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
+    Setup {
+        timing,
+        queue_max: 1_000_000,
+        keep_tasks: 1_000_000,
+        addrs: vec!["127.0.0.1:1".into()],
+        key: Arc::new(key),
+        seed: 5,
+    }
+}
+
+/// Asks a hub that has nothing else to do, and gives its answer.
+fn ask(hub: &mut Hub, request: Request, now: Now) -> Answer {
+    let (reply, mut answer) = oneshot::channel();
+    let effects = hub.step(vec![Event::Api { actor: "sim".into(), request, reply }], now);
+    answered(effects);
+    answer.try_recv().unwrap().unwrap()
+}
+
+fn answered(effects: Vec<Effect>) {
+    for effect in effects {
+        if let Effect::Reply(reply, answer) = effect {
+            let _ = reply.send(answer);
+        }
+    }
+}
+
+/// Enrols a node over a connection of its own.
+fn enrol(hub: &mut Hub, at: usize, slots: u32, now: Now) -> Key {
+    let node = NodeSpec {
+        name: format!("b{at}").parse().unwrap(),
+        tags: vec![],
+        slots,
+        profile: Profile::Lan,
+        role: Role::Worker,
+        region: None,
+    };
+    let Answer::Ticket { ticket, .. } = ask(hub, Request::Invite { node, ttl_ms: 1000 }, now) else {
+        panic!()
+    };
+    let ticket = Ticket::parse(&ticket).unwrap();
+    let key = Key([at as u8 + 1; 32]);
+    let conn = ConnId(1_000_000 + at as u64);
+    let join = Join { generation: 1, invite: ticket.invite, secret: ticket.secret };
+    let frame = Numbered { seq: 1, message: ToHub::Join(Box::new(join)) };
+    let effects = hub.step(vec![Event::Opened { conn, key }, Event::Control { conn, frame }], now);
+    assert!(effects.iter().any(|e| matches!(e, Effect::Send(_, ToAgent::Joined(_)))), "{effects:?}");
+    hub.step(vec![Event::Closed { conn, by: None }], now);
+    key
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = StoreOptions { bytes_max: 1 << 30, sync: false };
+        let store = Arc::new(Store::open(dir.path(), options).unwrap());
+        let start = Now { mono: 1_000_000, wall: 1_800_000_000_000 };
+        let mut hub = Hub::open(store.clone(), setup(Timing::default()), start).unwrap();
+        let mut boards = Vec::new();
+        for at in 0..BOARDS {
+            let key = enrol(&mut hub, at, 2, start);
+            boards.push(Board::new(at, key, format!("b{at}").parse().unwrap(), hub.fleet()));
+        }
+        let mut world = Self {
+            rng: fastrand::Rng::with_seed(seed),
+            now: start.mono,
+            wall: start.wall,
+            store,
+            hub: Some(hub),
+            boards,
+            links: BTreeMap::new(),
+            packets: BTreeMap::new(),
+            next: 1,
+            asked: Vec::new(),
+            model: Model::default(),
+            act_at: start.mono,
+            calm: false,
+            crashes: 0,
+            same: 0,
+            _dir: dir,
+        };
+        for at in 0..BOARDS {
+            world.start_board(at);
+        }
+        world
+    }
+
+    pub fn figures(&self) -> String {
+        let (tasks, started) = (self.model.ids().count(), self.model.started);
+        format!(
+            "{tasks} tasks, {started} processes, {} crashes, {} s",
+            self.crashes,
+            (self.now - 1_000_000) / 1000
+        )
+    }
+
+    fn clock(&self) -> Now {
+        Now { mono: self.now, wall: self.wall + self.now }
+    }
+
+    /// One thing happens: whatever is next in time.
+    pub fn step(&mut self) {
+        let packet = self.packets.first_key_value().map(|((at, _), _)| *at);
+        let hub = self.hub.as_ref().and_then(Hub::poll_timeout);
+        let act = (!self.calm).then_some(self.act_at);
+        let boards: Vec<Option<u64>> = (0..BOARDS).map(|at| self.board_due(at)).collect();
+        let at = [packet, hub, act].into_iter().chain(boards.iter().copied()).flatten().min();
+        let at = at.expect("something is always due").max(self.now);
+        self.same = if self.now == at { self.same + 1 } else { 0 };
+        assert!(self.same < 5_000, "time stands still at {at}");
+        self.now = at;
+        let due = |t: Option<u64>| t.is_some_and(|t| t <= at);
+        if due(act) {
+            self.act();
+        } else if let Some(board) = boards.iter().position(|t| due(*t)) {
+            self.board_step(board);
+        } else if due(packet) {
+            if let Some((_, (conn, packet))) = self.packets.pop_first() {
+                self.deliver(conn, packet);
+            }
+        } else {
+            self.hub_step(vec![]);
+        }
+    }
+
+    /// No more faults: everything must end within a bounded time.
+    pub fn heal(&mut self) {
+        self.calm = true;
+        for board in &mut self.boards {
+            board.frozen_until = 0;
+            board.partitioned_until = 0;
+        }
+        for at in 0..BOARDS {
+            if self.boards[at].core.is_none() {
+                self.start_board(at);
+            }
+        }
+        let end = self.now + 4 * 3_600_000;
+        while self.now < end {
+            for _ in 0..200 {
+                self.step();
+            }
+            let quiet = self.model.ids().all(|id| {
+                let task = self.store.read(|view| view.task(id)).unwrap();
+                task.is_some_and(|t| t.state.is_terminal() && t.live().is_none())
+            });
+            if quiet && self.boards.iter().all(|b| b.disk.attempts.is_empty()) {
+                break;
+            }
+        }
+        self.model.check_end(&self.store);
+        for board in &self.boards {
+            assert!(
+                board.disk.attempts.is_empty(),
+                "{} never got rid of {:?}",
+                board.name,
+                board.disk.attempts
+            );
+        }
+    }
+
+    fn delay(&mut self) -> u64 {
+        if self.calm {
+            return 1 + self.rng.u64(0..50);
+        }
+        match self.rng.u8(..) {
+            // A stall: QUIC repeats, and delivers late.
+            0..=7 => self.rng.u64(1_000..25_000),
+            8..=40 => self.rng.u64(100..1_000),
+            _ => self.rng.u64(1..60),
+        }
+    }
+
+    /// Something that nobody asked for, or that an operator asks for.
+    fn act(&mut self) {
+        self.act_at = self.now + self.rng.u64(1..3_000);
+        let at = self.rng.usize(..BOARDS);
+        match self.rng.u8(0..100) {
+            0..=54 => self.submit(),
+            55..=61 => self.cancel(),
+            62..=68 => {
+                let for_ms =
+                    if self.rng.bool() { self.rng.u64(1_000..20_000) } else { self.rng.u64(20_000..150_000) };
+                self.boards[at].partitioned_until = self.now + for_ms;
+            }
+            69..=74 if self.boards[at].core.is_some() => {
+                let for_ms = self.rng.u64(500..90_000);
+                self.boards[at].frozen_until = self.now + for_ms;
+            }
+            75..=79 => {
+                let power = self.rng.bool();
+                self.crash_board(at, power);
+            }
+            80..=82 => self.restart_hub(),
+            83..=86 => {
+                if let Some(conn) = self.link_of(at) {
+                    self.cut(conn);
+                }
+            }
+            // Somebody sets the hub's clock.
+            87..=89 => self.wall = (self.wall + 3_600_000).wrapping_sub(self.rng.u64(0..7_200_000)),
+            _ => {}
+        }
+    }
+
+    fn submit(&mut self) {
+        let again = self.rng.u8(..) < 12;
+        let known = self.model.ids().count();
+        let n = if again && known > 0 { self.rng.u64(..self.next) } else { self.next };
+        self.next += 1;
+        let id: TaskId = format!("t{n}").parse().unwrap();
+        // The body follows from the id, so that the same id always has the same one.
+        let mut of = fastrand::Rng::with_seed(n);
+        let mut argv = vec!["/bin/job".to_owned()];
+        if of.u8(..) < 40 {
+            argv.push("long".into());
+        }
+        let spec = TaskSpec {
+            job: Job::Shell(Shell { argv, cwd: None, env: vec![] }),
+            target: (of.u8(..) < 30).then(|| format!("b{}", of.usize(..BOARDS)).parse().unwrap()),
+            tags: vec![],
+            priority: of.i16(-10..=100),
+            attempts_max: of.u32(1..=4),
+            timeout_ms: None,
+            on_disconnect: if of.u8(..) < 50 { OnDisconnect::CarryOn } else { OnDisconnect::Fence },
+            delivery: if of.u8(..) < 50 { Delivery::AtMostOnce } else { Delivery::AtLeastOnce },
+            ttl_ms: None,
+            complete_by: None,
+            offline_ms: Some(60_000),
+        };
+        let asked = Asked::Submit(id.clone(), spec.attempts_max);
+        self.ask_hub(asked, Request::Submit { id: Some(id), spec: Box::new(spec) });
+    }
+
+    fn cancel(&mut self) {
+        let ids: Vec<TaskId> = self.model.ids().cloned().collect();
+        if let Some(id) = self.rng.choice(ids.iter().rev().take(20)).cloned() {
+            self.ask_hub(Asked::Cancel(id.clone()), Request::Cancel(id));
+        }
+    }
+
+    fn ask_hub(&mut self, asked: Asked, request: Request) {
+        let (reply, answer) = oneshot::channel();
+        self.asked.push((asked, answer));
+        self.hub_step(vec![Event::Api { actor: "sim".into(), request, reply }]);
+    }
+
+    fn hub_step(&mut self, events: Vec<Event>) {
+        let fate = if self.calm { 255 } else { self.rng.u16(..) };
+        if fate < 40 {
+            // Dies before the commit: the events were never handled.
+            return self.restart_hub();
+        }
+        let now = self.clock();
+        let Some(hub) = self.hub.as_mut() else { return };
+        let effects = hub.step(events, now);
+        if (40..80).contains(&fate) {
+            // Dies after the commit: nobody hears of it.
+            return self.restart_hub();
+        }
+        for effect in effects {
+            match effect {
+                Effect::Send(conn, message) => self.say_to_board(conn, message),
+                Effect::Close(conn, _) => {
+                    if let Some(link) = self.links.get_mut(&conn) {
+                        link.at_hub = false;
+                    }
+                    let at = self.now + self.delay();
+                    self.push(at, conn, Packet::BoardSeesEnd);
+                }
+                Effect::Reply(reply, answer) => drop(reply.send(answer)),
+                Effect::Events(_) => {}
+            }
+        }
+        for (asked, mut answer) in std::mem::take(&mut self.asked) {
+            match (asked, answer.try_recv()) {
+                (Asked::Submit(id, max), Ok(Ok(_))) => self.model.accepted(id, max),
+                (Asked::Cancel(id), Ok(Ok(_))) => self.model.cancelled(id),
+                _ => {}
+            }
+        }
+    }
+
+    fn restart_hub(&mut self) {
+        self.crashes += 1;
+        self.hub = None;
+        self.asked.clear();
+        self.packets.retain(|_, (_, packet)| matches!(packet, Packet::BoardSeesEnd | Packet::ToBoard(_)));
+        self.now += self.rng.u64(0..5_000);
+        for conn in self.links.keys().copied().collect::<Vec<_>>() {
+            let at = self.now + self.delay();
+            self.push(at, conn, Packet::BoardSeesEnd);
+            if let Some(link) = self.links.get_mut(&conn) {
+                link.at_hub = false;
+            }
+        }
+        self.model.check_store(&self.store);
+        self.hub = Some(Hub::open(self.store.clone(), setup(Timing::default()), self.clock()).unwrap());
+    }
+
+    fn push(&mut self, at: u64, conn: ConnId, packet: Packet) {
+        self.next += 1;
+        self.packets.insert((at, self.next), (conn, packet));
+    }
+
+    fn say_to_board(&mut self, conn: ConnId, message: ToAgent) {
+        if let ToAgent::Grant(grant) = &message {
+            self.model.granted(&grant.task, grant.fence);
+        }
+        let delay = self.delay();
+        let twice = !self.calm && self.rng.u8(..) < 5 && !matches!(message, ToAgent::Welcome(_));
+        let Some(link) = self.links.get_mut(&conn) else { return };
+        let stalled = self.boards[link.board].partitioned_until;
+        let at = (self.now + delay).max(link.answers_at).max(stalled);
+        link.answers_at = at;
+        if twice {
+            let later = at + self.rng.u64(1..20_000);
+            self.push(later, conn, Packet::ToBoard(message.clone()));
+        }
+        self.push(at, conn, Packet::ToBoard(message));
+    }
+
+    fn deliver(&mut self, conn: ConnId, packet: Packet) {
+        let Some(link) = self.links.get(&conn) else { return };
+        let (board, at_hub, at_board) = (link.board, link.at_hub, link.at_board);
+        match packet {
+            Packet::Control(frame) if at_hub => self.hub_step(vec![Event::Control { conn, frame }]),
+            Packet::Upload(frame) if at_hub => self.hub_step(vec![Event::Upload { conn, frame }]),
+            Packet::ToBoard(message) if at_board => {
+                self.boards[board].inbox.push((self.now, AgentEvent::FromHub(message)));
+            }
+            Packet::HubSeesEnd => {
+                if let Some(link) = self.links.get_mut(&conn).filter(|l| l.at_hub) {
+                    link.at_hub = false;
+                    self.hub_step(vec![Event::Closed { conn, by: None }]);
+                }
+            }
+            Packet::BoardSeesEnd => self.end_at_board(conn),
+            _ => {}
+        }
+        self.links.retain(|_, link| link.at_hub || link.at_board);
+    }
+
+    fn end_at_board(&mut self, conn: ConnId) {
+        let Some(link) = self.links.get_mut(&conn).filter(|l| l.at_board) else { return };
+        link.at_board = false;
+        let board = &mut self.boards[link.board];
+        if board.core.is_some() {
+            board.inbox.push((self.now, AgentEvent::Disconnected));
+        }
+        board.connect_at = self.now + self.rng.u64(100..5_000);
+        let at = self.now + self.delay();
+        self.push(at, conn, Packet::HubSeesEnd);
+    }
+
+    /// The path is gone: both ends find out, the hub perhaps late. What was under way is lost, or comes before that.
+    fn cut(&mut self, conn: ConnId) {
+        if self.rng.bool() {
+            self.packets
+                .retain(|_, (c, p)| *c != conn || matches!(p, Packet::HubSeesEnd | Packet::BoardSeesEnd));
+        }
+        self.end_at_board(conn);
+    }
+
+    fn link_of(&self, board: usize) -> Option<ConnId> {
+        self.links.iter().rev().find(|(_, l)| l.board == board && l.at_board).map(|(conn, _)| *conn)
+    }
+
+    fn board_due(&self, at: usize) -> Option<u64> {
+        let board = &self.boards[at];
+        let end = board.next_end();
+        let Some(core) = &board.core else { return end.into_iter().chain([board.connect_at]).min() };
+        let event = board.inbox.iter().map(|(at, _)| *at).min();
+        let link = self.link_of(at).is_none().then(|| board.connect_at.max(board.partitioned_until));
+        let thawed = |t: u64| t.max(board.frozen_until);
+        let awake = [event, core.poll_timeout(), link].into_iter().flatten().min().map(thawed);
+        awake.into_iter().chain(end).min()
+    }
+
+    fn board_step(&mut self, at: usize) {
+        let now = self.now;
+        self.boards[at].end_processes(now, &mut self.rng, &mut self.model);
+        if now < self.boards[at].frozen_until {
+            return;
+        }
+        let Some(core) = self.boards[at].core.as_mut() else {
+            if self.boards[at].connect_at <= now {
+                self.start_board(at);
+            }
+            return;
+        };
+        let mut out = Vec::new();
+        core.handle_timeout(now, &mut out);
+        let first = self.boards[at].inbox.iter().position(|(t, _)| *t <= now);
+        if let Some(first) = first {
+            let (_, event) = self.boards[at].inbox.remove(first);
+            let settled = settled(&event);
+            let known = |f: &Fence| {
+                self.boards[at].disk.attempts.get(f).filter(|r| r.report.is_some()).map(|r| r.task.clone())
+            };
+            let settled: Vec<(TaskId, Fence)> =
+                settled.iter().filter_map(|f| Some((known(f)?, *f))).collect();
+            settled.into_iter().for_each(|(id, fence)| self.model.settled(id, fence));
+            if let Some(core) = self.boards[at].core.as_mut() {
+                core.handle(event, now, &mut out);
+            }
+        }
+        if self.release(at, out) && self.link_of(at).is_none() {
+            let board = &self.boards[at];
+            if now >= board.connect_at.max(board.partitioned_until) {
+                self.connect(at);
+            }
+        }
+    }
+
+    fn connect(&mut self, at: usize) {
+        self.next += 1;
+        let conn = ConnId(self.next);
+        let link = Link {
+            board: at,
+            at_hub: true,
+            at_board: true,
+            control_at: 0,
+            answers_at: 0,
+            uploads_at: BTreeMap::new(),
+        };
+        self.links.insert(conn, link);
+        let key = self.boards[at].key;
+        self.hub_step(vec![Event::Opened { conn, key }]);
+        if self.link_of(at) == Some(conn) {
+            self.boards[at].inbox.retain(|(_, e)| !matches!(e, AgentEvent::FromHub(_)));
+            self.boards[at].inbox.push((self.now, AgentEvent::Connected));
+        }
+    }
+
+    fn start_board(&mut self, at: usize) {
+        let now = self.now;
+        self.boards[at].connect_at = now + self.rng.u64(0..1_000);
+        let out = self.boards[at].start(now);
+        self.release(at, out);
+    }
+
+    fn crash_board(&mut self, at: usize, power: bool) {
+        self.crashes += 1;
+        if let Some(conn) = self.link_of(at) {
+            self.cut(conn);
+        }
+        self.boards[at].crash(power, &mut self.model);
+        self.boards[at].connect_at = self.now + self.rng.u64(500..60_000);
+    }
+
+    /// Commits, then does; `false` when the board died between.
+    fn release(&mut self, at: usize, out: Vec<AgentEffect>) -> bool {
+        let fate = if self.calm || out.is_empty() { 999 } else { self.rng.u16(..) };
+        if fate < 40 {
+            self.crash_board(at, fate % 2 == 0);
+            return false;
+        }
+        for effect in &out {
+            if let AgentEffect::Store(write) = effect {
+                self.boards[at].commit(write);
+            }
+        }
+        if (40..80).contains(&fate) {
+            self.crash_board(at, fate % 2 == 0);
+            return false;
+        }
+        for effect in out {
+            match effect {
+                AgentEffect::Exec(message) => {
+                    let now = self.now;
+                    self.boards[at].exec(message, now, &mut self.rng, &mut self.model);
+                }
+                AgentEffect::Send(frame) => self.say_to_hub(at, frame),
+                AgentEffect::Upload { fence, have } => self.upload(at, fence, have.unwrap_or([0, 0])),
+                AgentEffect::Reconnect => {
+                    if let Some(conn) = self.link_of(at) {
+                        self.cut(conn);
+                    }
+                }
+                AgentEffect::Store(_) | AgentEffect::Live { .. } | AgentEffect::Exit => {}
+            }
+        }
+        true
+    }
+
+    fn say_to_hub(&mut self, at: usize, frame: Numbered) {
+        let Some(conn) = self.link_of(at) else { return };
+        let delay = self.delay();
+        let twice = !self.calm && self.rng.u8(..) < 5 && !matches!(frame.message, ToHub::Hello(_));
+        let stalled = self.boards[at].partitioned_until;
+        let Some(link) = self.links.get_mut(&conn) else { return };
+        let arrives = (self.now + delay).max(link.control_at).max(stalled);
+        link.control_at = arrives;
+        if twice {
+            let later = arrives + self.rng.u64(1..20_000);
+            self.push(later, conn, Packet::Control(frame.clone()));
+        }
+        self.push(arrives, conn, Packet::Control(frame));
+    }
+
+    fn upload(&mut self, at: usize, fence: Fence, from: [u64; 2]) {
+        let Some(conn) = self.link_of(at) else { return };
+        let Some(record) = self.boards[at].disk.attempts.get(&fence).cloned() else { return };
+        let kept = self.boards[at].kept.get(&fence).cloned().unwrap_or_default();
+        let mut frames = Vec::new();
+        for stream in Stream::BOTH {
+            let rest = kept[stream as usize].get(from[stream as usize] as usize..).unwrap_or_default();
+            for (n, bytes) in rest.chunks(16).enumerate() {
+                let offset = from[stream as usize] + n as u64 * 16;
+                frames.push(Upload::Chunk { fence, stream, offset, bytes: bytes.to_vec() });
+            }
+        }
+        // A piece that never comes: the hub must notice, and ask for it.
+        if !self.calm && frames.len() > 1 && self.rng.u8(..) < 20 {
+            frames.remove(0);
+        }
+        if let Some(report) = record.report {
+            frames.push(Upload::Outcome { task: record.task, fence, report });
+        }
+        for frame in frames {
+            let delay = self.delay();
+            let twice = !self.calm && self.rng.u8(..) < 8;
+            let stalled = self.boards[at].partitioned_until;
+            let Some(link) = self.links.get_mut(&conn) else { return };
+            let last = link.uploads_at.entry(fence).or_default();
+            let arrives = (self.now + delay).max(*last).max(stalled);
+            *last = arrives;
+            if twice {
+                let later = arrives + self.rng.u64(1..20_000);
+                self.push(later, conn, Packet::Upload(frame.clone()));
+            }
+            self.push(arrives, conn, Packet::Upload(frame));
+        }
+    }
+}
+
+/// The fences whose outcome counts, as this message tells the board.
+fn settled(event: &AgentEvent) -> Vec<Fence> {
+    let counts = |v: &AckVerdict| matches!(v, AckVerdict::Applied | AckVerdict::Duplicate);
+    match event {
+        AgentEvent::FromHub(ToAgent::Ack { fence, verdict }) if counts(verdict) => vec![*fence],
+        AgentEvent::FromHub(ToAgent::Welcome(welcome)) => {
+            let Welcome { verdicts, .. } = welcome.as_ref();
+            let acks =
+                verdicts.iter().filter(|(_, v)| matches!(v, Verdict::Ack { verdict } if counts(verdict)));
+            acks.map(|(fence, _)| *fence).collect()
+        }
+        _ => vec![],
+    }
+}
+
+/// One node with one slot, urgent tasks without end, and one low task: it gets its turn when its waiting is worth as
+/// much as their priority.
+pub fn starvation() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(dir.path(), StoreOptions { bytes_max: 1 << 28, sync: false }).unwrap());
+    let timing = Timing::default();
+    let mut now = Now { mono: 1_000, wall: 1_800_000_000_000 };
+    let mut hub = Hub::open(store.clone(), setup(timing.clone()), now).unwrap();
+    let key = enrol(&mut hub, 0, 1, now);
+    let submit = |hub: &mut Hub, id: String, priority: i16, now: Now| {
+        let spec = TaskSpec {
+            job: Job::Shell(Shell { argv: vec!["/x".into()], cwd: None, env: vec![] }),
+            target: None,
+            tags: vec![],
+            priority,
+            attempts_max: 1,
+            timeout_ms: None,
+            on_disconnect: OnDisconnect::Fence,
+            delivery: Delivery::AtLeastOnce,
+            ttl_ms: None,
+            complete_by: None,
+            offline_ms: None,
+        };
+        ask(hub, Request::Submit { id: Some(id.parse().unwrap()), spec: Box::new(spec) }, now);
+    };
+    submit(&mut hub, "low".into(), -10, now);
+    submit(&mut hub, "u0".into(), 100, now);
+    let mut board = Board::new(0, key, "b0".parse().unwrap(), hub.fleet());
+    let mut queue = board.start(now.mono);
+    let conn = ConnId(1);
+    answered(hub.step(vec![Event::Opened { conn, key }], now));
+    board.inbox.push((0, AgentEvent::Connected));
+    let mut model = Model::default();
+    let mut rng = fastrand::Rng::with_seed(1);
+    let mut order: Vec<String> = Vec::new();
+    let began = now.mono;
+    while !order.contains(&"low".to_owned()) {
+        assert!(now.mono < began + 115 * timing.ageing_ms, "low waits for {} s", (now.mono - began) / 1000);
+        now.mono += 200;
+        now.wall += 200;
+        // One urgent task always waits, so that the low one never finds the queue empty.
+        if store.read(|view| view.count_in(State::Queued)).unwrap() < 2 {
+            submit(&mut hub, format!("u{}", now.mono), 100, now);
+        }
+        let core = board.core.as_mut().unwrap();
+        core.handle_timeout(now.mono, &mut queue);
+        for (_, event) in std::mem::take(&mut board.inbox) {
+            core.handle(event, now.mono, &mut queue);
+        }
+        let mut events = Vec::new();
+        for effect in std::mem::take(&mut queue) {
+            match effect {
+                AgentEffect::Store(write) => board.commit(&write),
+                AgentEffect::Exec(message) => board.exec(message, now.mono, &mut rng, &mut model),
+                AgentEffect::Send(frame) => events.push(Event::Control { conn, frame }),
+                AgentEffect::Upload { fence, .. } => {
+                    let record = board.disk.attempts[&fence].clone();
+                    let kept = board.kept.get(&fence).cloned().unwrap_or_default();
+                    for stream in Stream::BOTH {
+                        let bytes = kept[stream as usize].clone();
+                        let frame = Upload::Chunk { fence, stream, offset: 0, bytes };
+                        events.push(Event::Upload { conn, frame });
+                    }
+                    let frame = Upload::Outcome { task: record.task, fence, report: record.report.unwrap() };
+                    events.push(Event::Upload { conn, frame });
+                }
+                _ => {}
+            }
+        }
+        for effect in hub.step(events, now) {
+            if let Effect::Send(_, message) = effect {
+                if let ToAgent::Grant(grant) = &message {
+                    order.push(grant.task.to_string());
+                }
+                board.inbox.push((now.mono, AgentEvent::FromHub(message)));
+            }
+        }
+        board.end_processes(now.mono, &mut rng, &mut model);
+    }
+    assert!(order.len() > 100 && order[0] == "u0", "urgent work goes first: {order:?}");
+}

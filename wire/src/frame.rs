@@ -65,7 +65,10 @@ impl Decoder {
     ///
     /// # Errors
     /// The stream cannot go on after an error.
-    #[expect(clippy::should_implement_trait, reason = "it is fallible and generic, so it cannot be an Iterator")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "it is fallible and generic, so it cannot be an Iterator"
+    )]
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         let Some((len, head)) = self.length()? else { return Ok(None) };
         let body = self.start + head;

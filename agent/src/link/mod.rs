@@ -7,6 +7,7 @@ mod session;
 mod tls;
 
 pub use join::{JoinError, join};
+pub use tls::client_config as client_tls;
 
 use crate::event::{Effect, Event};
 use crate::store::Store;

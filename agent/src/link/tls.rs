@@ -10,10 +10,11 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use std::sync::Arc;
 
-pub(super) fn client_config(
-    pkcs8: &[u8],
-    hub: Key,
-) -> Result<quinn::crypto::rustls::QuicClientConfig, Error> {
+/// TLS towards the hub whose key is `hub`, as the device whose key is `pkcs8`.
+///
+/// # Errors
+/// When `pkcs8` is not an Ed25519 key.
+pub fn client_config(pkcs8: &[u8], hub: Key) -> Result<quinn::crypto::rustls::QuicClientConfig, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let public = files::public(pkcs8).map_err(|e| Error::General(e.to_string()))?;
     let signer = rustls::crypto::ring::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(pkcs8))?;

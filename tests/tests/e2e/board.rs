@@ -1,0 +1,131 @@
+//! What a job can and cannot do on the board, and how it ends.
+
+use super::{fleet, runs, sh};
+use dunlin_tests::{Fleet, until};
+use serde_json::json;
+
+#[test]
+fn a_job_that_ignores_term_dies_with_its_grandchild() {
+    let (_dir, fleet) = fleet();
+    let _hub = fleet.start_hub().unwrap();
+    let _a = fleet.add_agent("a", &["--max-concurrent", "2"]).unwrap();
+    for (mark, more) in [("7771.5", json!({"timeoutMs": 800, "maxAttempts": 1})), ("7772.5", json!({}))] {
+        // The grandchild leaves session and process group, and ignores SIGTERM too.
+        let script =
+            format!("trap '' TERM; setsid sh -c \"trap '' TERM; sleep {mark}\" & sleep {mark}; sleep {mark}");
+        let id = sh(&fleet, &script, more);
+        until("the grandchild runs", || runs(mark).then_some(()));
+        if mark == "7772.5" {
+            fleet.post(&format!("/v1/tasks/{id}/cancel"), &json!({})).unwrap();
+        }
+        let want = if mark == "7772.5" { "cancelled(operator)" } else { "timed_out(kill)" };
+        until("it is over", || (Fleet::outcome(&fleet.task(&id)) == want).then_some(()));
+        assert!(!runs(mark), "a process of {id} survived its end");
+    }
+}
+
+#[test]
+fn what_a_job_leaves_behind_is_killed_and_counted() {
+    let (_dir, fleet) = fleet();
+    let _hub = fleet.start_hub().unwrap();
+    let _a = fleet.add_agent("a", &[]).unwrap();
+    let id = sh(&fleet, "setsid sh -c 'sleep 7773.5' >/dev/null 2>&1 & exit 0", json!({}));
+    let task = fleet.wait_ended(&id);
+    let outcome = &task["attempts"][0]["outcome"];
+    assert_eq!(outcome["code"], "ok");
+    assert!(outcome["leftoverKilled"].as_u64().unwrap() >= 1, "{outcome:#}");
+    assert!(!runs("7773.5"));
+}
+
+#[test]
+fn both_streams_at_once_keep_head_and_tail() {
+    let (_dir, fleet) = fleet();
+    let _hub = fleet.start_hub().unwrap();
+    let _a = fleet.add_agent("a", &[]).unwrap();
+    // 2 MiB on each, interleaved; the rule keeps 1 MiB.
+    let script = "i=0; while [ $i -lt 64 ]; do head -c 32768 /dev/zero | tr '\\0' a; head -c 32768 /dev/zero | tr '\\0' b >&2; i=$((i+1)); done; echo end";
+    let id = fleet.submit(&["/bin/sh", "-c", script], json!({})).unwrap();
+    let task = fleet.wait_ended(&id);
+    let outcome = &task["attempts"][0]["outcome"];
+    assert_eq!((&outcome["code"], &outcome["truncated"]), (&json!("ok"), &json!(true)), "{outcome:#}");
+    assert_eq!(outcome["stdout"], json!({"bytes": 2_097_156u64, "truncatedBytes": 1_048_580u64}));
+    let output = fleet.command("dunlin").args(["task", "logs", &id]).output().unwrap();
+    assert_eq!(output.stdout.len(), 1 << 20);
+    assert!(output.stdout.starts_with(b"aaaa") && output.stdout.ends_with(b"aend\n"));
+    let output = fleet.command("dunlin").args(["task", "logs", "--stderr", &id]).output().unwrap();
+    assert!(output.stdout.len() == 1 << 20 && output.stdout.iter().all(|b| *b == b'b'));
+}
+
+#[test]
+fn the_board_decides_on_words_paths_and_variables() {
+    let (_dir, fleet) = fleet();
+    let _hub = fleet.start_hub().unwrap();
+    let _a = fleet.add_agent("a", &[]).unwrap();
+    let work = fleet.dir().join("work");
+    std::os::unix::fs::symlink("/etc", work.join("etc")).unwrap();
+    let at = |name: &str| work.join(name).display().to_string();
+    let cases = [
+        (vec!["/usr/bin/id"], json!({}), "denied(not_allowlisted)"),
+        (vec!["echo", "x"], json!({}), "denied(not_absolute)"),
+        (vec!["/usr/bin/uname", "-r"], json!({}), "denied(argument)"),
+        (vec!["/usr/bin/echo", "x"], json!({"cwd": at("etc")}), "denied(cwd)"),
+        (vec!["/usr/bin/echo", "x"], json!({"cwd": "/etc"}), "denied(cwd)"),
+        (vec!["/usr/bin/echo", "x"], json!({"env": {"PATH": "/tmp/evil"}}), "denied(env)"),
+        (vec!["/usr/bin/echo", "x"], json!({"env": {"LD_PRELOAD": "/tmp/evil.so"}}), "denied(env)"),
+        (vec!["/usr/bin/echo", "x"], json!({"timeoutMs": 9_999_999}), "denied(timeout_over_ceiling)"),
+        (vec!["/usr/bin/echo", "$(id)"], json!({"cwd": at(""), "env": {"RUN_LABEL": "night-7"}}), "ok"),
+    ];
+    for (argv, mut more, want) in cases {
+        more["maxAttempts"] = 1.into();
+        if more["cwd"] == at("").as_str() {
+            more["cwd"] = work.display().to_string().into();
+        }
+        let id = fleet.submit(&argv, more.clone()).unwrap();
+        assert_eq!(Fleet::outcome(&fleet.wait_ended(&id)), want, "{argv:?} {more}");
+        if want == "ok" {
+            let out = fleet.command("dunlin").args(["task", "logs", &id]).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&out.stdout), "$(id)\n", "no shell has seen it");
+        }
+    }
+}
+
+#[test]
+fn a_job_sees_a_clean_environment_and_no_descriptors() {
+    let (_dir, fleet) = fleet();
+    let _hub = fleet.start_hub().unwrap();
+    fleet.enrol("a", &[]).unwrap();
+    let _a = fleet.start_agent_with("a", &[("AGENT_SECRET", "hunter2")]).unwrap();
+    let script = "env | cut -d= -f1 | sort | tr '\\n' ' '; ls /proc/$$/fd | tr '\\n' ' '; readlink /proc/$$/fd/0; umask; grep NoNewPrivs /proc/$$/status; grep -E 'Sig(Blk|Ign)' /proc/$$/status";
+    let id = fleet.submit(&["/bin/sh", "-c", script], json!({})).unwrap();
+    let task = fleet.wait_ended(&id);
+    let out = fleet.command("dunlin").args(["task", "logs", &id]).output().unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    let want = "DUNLIN_AGENT DUNLIN_ATTEMPT DUNLIN_FENCE DUNLIN_TASK_ID HOME LANG PATH PWD ";
+    assert!(text.starts_with(want), "{text}");
+    assert!(text.contains("0 1 2 /dev/null\n0077\nNoNewPrivs:\t1\n"), "{text}");
+    assert!(text.contains("SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000"), "{text}");
+    let scratch = fleet.data("a").join("scratch");
+    let left = std::fs::read_dir(&scratch).map_or(0, |d| d.count());
+    assert_eq!((left, &task["status"]), (0, &json!("done")), "the scratch directory is gone");
+}
+
+#[test]
+fn submit_wait_streams_and_exits_as_the_job_did() {
+    let (_dir, fleet) = fleet();
+    let _hub = fleet.start_hub().unwrap();
+    let _a = fleet.add_agent("a", &[]).unwrap();
+    let cases: [(&[&str], i32, &str); 5] = [
+        (&["/bin/sh", "-c", "echo out; echo err >&2"], 0, "out\n"),
+        (&["/bin/sh", "-c", "exit 7"], 7, ""),
+        (&["/bin/sh", "-c", "kill -SEGV $$"], 139, ""),
+        (&["/usr/bin/id"], 77, ""),
+        (&["/usr/bin/sleep", "9"], 124, ""),
+    ];
+    for (argv, code, stdout) in cases {
+        let mut command = fleet.command("dunlin");
+        command.args(["submit", "--wait", "--max-attempts", "1", "--timeout", "2s", "--"]).args(argv);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{argv:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(String::from_utf8_lossy(&output.stdout), stdout, "{argv:?}");
+    }
+}

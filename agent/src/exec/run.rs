@@ -181,6 +181,8 @@ impl Job {
         let message = match sys::receive(self.control.as_raw_fd(), guard::MESSAGE_MAX, libc::MSG_DONTWAIT) {
             Ok(bytes) => postcard::from_bytes(&bytes).ok(),
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return false,
+            // Said once, before what waits, when the guard ended without having read our last message (unix(7)).
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return true,
             Err(_) => None,
         };
         let how = match message {

@@ -87,6 +87,10 @@ pub(super) async fn serve(
 }
 
 fn close(connection: &Connection, code: CloseCode) {
+    // Closing again would put our reason in the place of the hub's.
+    if connection.close_reason().is_some() {
+        return;
+    }
     connection.close(VarInt::from_u32(code as u32), code.as_str().as_bytes());
 }
 

@@ -57,6 +57,9 @@ fn peer_key(connection: &Connection) -> Option<Key> {
 }
 
 fn close(connection: &Connection, code: CloseCode) {
+    if connection.close_reason().is_some() {
+        return;
+    }
     connection.close(VarInt::from_u32(code as u32), code.as_str().as_bytes());
 }
 

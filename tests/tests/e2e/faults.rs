@@ -68,7 +68,7 @@ fn a_corrupt_store_is_refused_and_left_alone() {
 
 #[test]
 fn a_full_store_refuses_new_work_and_still_takes_results() {
-    let (_dir, fleet) = fleet_with("[store]\nmax_mib = 16\n[timing]\nheartbeat_ms = 500\n");
+    let (_dir, fleet) = fleet_with(&format!("[store]\nmax_mib = 16\n{}", super::FAST));
     let _hub = fleet.start_hub().unwrap();
     let _a = fleet.add_agent("a", &[]).unwrap();
     let running = super::sh(&fleet, "while ! test -e go; do sleep 0.05; done; echo done", json!({}));

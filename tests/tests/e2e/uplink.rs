@@ -57,7 +57,7 @@ fn a_result_reached_while_the_hub_was_away_counts_once() {
 
 #[test]
 fn a_job_survives_a_restart_of_the_hub() {
-    let (_dir, fleet) = fleet();
+    let (_dir, fleet) = super::fleet_with("[timing]\nheartbeat_ms = 500\nlease_ms_min = 60000\n");
     let hub = fleet.start_hub().unwrap();
     let _a = fleet.add_agent("a", &[]).unwrap();
     let id = sh(&fleet, "echo $DUNLIN_FENCE >> ran; while ! test -e go; do sleep 0.05; done", json!({}));

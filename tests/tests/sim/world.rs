@@ -3,6 +3,7 @@
 use crate::board::Board;
 use crate::model::Model;
 use dunlin_agent::event::{Effect as AgentEffect, Event as AgentEvent};
+use dunlin_agent::exec::message::ToExec;
 use dunlin_hub::clock::Now;
 use dunlin_hub::core::node::NodeSpec;
 use dunlin_hub::core::task::{State, TaskSpec};
@@ -539,6 +540,10 @@ impl World {
             match effect {
                 AgentEffect::Exec(message) => {
                     let now = self.now;
+                    if let ToExec::Start { fence, .. } = &message {
+                        let known = self.boards[at].disk.attempts.contains_key(fence);
+                        assert!(known, "{fence} is started before it is on the board's disk");
+                    }
                     self.boards[at].exec(message, now, &mut self.rng, &mut self.model);
                 }
                 AgentEffect::Send(frame) => self.say_to_hub(at, frame),

@@ -54,8 +54,11 @@ fn become_job(spec: &Spec, argv: &[CString], env: &[CString], errors: RawFd, gua
             return (SpawnStep::Session, errno());
         }
         // Rust ignores SIGPIPE, and the guard blocks everything; a job gets what a shell would give it.
+        // By the system call itself: libc keeps 32 and 33 from us. All zero is SIG_DFL without flags or mask, and the
+        // kernel's structure is not larger than this anywhere.
+        let default = [0u64; 8];
         for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u8>(), 8usize);
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);

@@ -11,6 +11,7 @@ pub mod ids;
 pub mod job;
 pub mod limits;
 pub mod message;
+pub mod outcome;
 pub mod ticket;
 pub mod version;
 

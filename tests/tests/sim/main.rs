@@ -2,8 +2,12 @@
 //! and partitions, and crashes that lose everything uncommitted; from a seed, checked at each step against a model that
 //! knows only what was asked, what ran, and what was acknowledged.
 
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
+
 mod board;
 mod model;
+mod net;
+mod starvation;
 mod world;
 
 use world::World;
@@ -52,5 +56,5 @@ fn promises_hold_for_long() {
 
 #[test]
 fn a_low_lane_is_not_starved_by_urgent_work() {
-    world::starvation();
+    starvation::run();
 }

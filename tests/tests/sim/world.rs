@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 
 const BOARDS: usize = 4;
 
-enum Packet {
+pub(super) enum Packet {
     Control(Numbered),
     Upload(Upload),
     ToBoard(ToAgent),
@@ -33,13 +33,13 @@ enum Packet {
 }
 
 /// A connection: what each direction delivered last, for order is kept within a stream.
-struct Link {
-    board: usize,
-    at_hub: bool,
-    at_board: bool,
-    control_at: u64,
-    answers_at: u64,
-    uploads_at: BTreeMap<Fence, u64>,
+pub(super) struct Link {
+    pub(super) board: usize,
+    pub(super) at_hub: bool,
+    pub(super) at_board: bool,
+    pub(super) control_at: u64,
+    pub(super) answers_at: u64,
+    pub(super) uploads_at: BTreeMap<Fence, u64>,
 }
 
 enum Asked {
@@ -50,25 +50,25 @@ enum Asked {
 type Answered = oneshot::Receiver<Result<Answer, ApiRefusal>>;
 
 pub struct World {
-    rng: fastrand::Rng,
-    now: u64,
-    wall: u64,
-    store: Arc<Store>,
-    hub: Option<Hub>,
-    boards: Vec<Board>,
-    links: BTreeMap<ConnId, Link>,
-    packets: BTreeMap<(u64, u64), (ConnId, Packet)>,
-    next: u64,
-    asked: Vec<(Asked, Answered)>,
-    model: Model,
-    act_at: u64,
-    calm: bool,
-    crashes: u64,
-    same: u64,
-    _dir: tempfile::TempDir,
+    pub(super) rng: fastrand::Rng,
+    pub(super) now: u64,
+    pub(super) wall: u64,
+    pub(super) store: Arc<Store>,
+    pub(super) hub: Option<Hub>,
+    pub(super) boards: Vec<Board>,
+    pub(super) links: BTreeMap<ConnId, Link>,
+    pub(super) packets: BTreeMap<(u64, u64), (ConnId, Packet)>,
+    pub(super) next: u64,
+    pub(super) asked: Vec<(Asked, Answered)>,
+    pub(super) model: Model,
+    pub(super) act_at: u64,
+    pub(super) calm: bool,
+    pub(super) crashes: u64,
+    pub(super) same: u64,
+    pub(super) _dir: tempfile::TempDir,
 }
 
-fn setup(timing: Timing) -> Setup {
+pub(super) fn setup(timing: Timing) -> Setup {
     let key = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
     Setup {
         timing,
@@ -81,14 +81,14 @@ fn setup(timing: Timing) -> Setup {
 }
 
 /// Asks a hub that has nothing else to do, and gives its answer.
-fn ask(hub: &mut Hub, request: Request, now: Now) -> Answer {
+pub(super) fn ask(hub: &mut Hub, request: Request, now: Now) -> Answer {
     let (reply, mut answer) = oneshot::channel();
     let effects = hub.step(vec![Event::Api { actor: "sim".into(), request, reply }], now);
     answered(effects);
     answer.try_recv().unwrap().unwrap()
 }
 
-fn answered(effects: Vec<Effect>) {
+pub(super) fn answered(effects: Vec<Effect>) {
     for effect in effects {
         if let Effect::Reply(reply, answer) = effect {
             let _ = reply.send(answer);
@@ -97,7 +97,7 @@ fn answered(effects: Vec<Effect>) {
 }
 
 /// Enrols a node over a connection of its own.
-fn enrol(hub: &mut Hub, at: usize, slots: u32, now: Now) -> Key {
+pub(super) fn enrol(hub: &mut Hub, at: usize, slots: u32, now: Now) -> Key {
     let node = NodeSpec {
         name: format!("b{at}").parse().unwrap(),
         tags: vec![],
@@ -230,18 +230,6 @@ impl World {
         }
     }
 
-    fn delay(&mut self) -> u64 {
-        if self.calm {
-            return 1 + self.rng.u64(0..50);
-        }
-        match self.rng.u8(..) {
-            // A stall: QUIC repeats, and delivers late.
-            0..=7 => self.rng.u64(1_000..25_000),
-            8..=40 => self.rng.u64(100..1_000),
-            _ => self.rng.u64(1..60),
-        }
-    }
-
     /// Something that nobody asked for, or that an operator asks for.
     fn act(&mut self) {
         self.act_at = self.now + self.rng.u64(1..3_000);
@@ -274,7 +262,7 @@ impl World {
         }
     }
 
-    fn submit(&mut self) {
+    pub(super) fn submit(&mut self) {
         let again = self.rng.u8(..) < 12;
         let known = self.model.ids().count();
         let n = if again && known > 0 { self.rng.u64(..self.next) } else { self.next };
@@ -303,7 +291,7 @@ impl World {
         self.ask_hub(asked, Request::Submit { id: Some(id), spec: Box::new(spec) });
     }
 
-    fn cancel(&mut self) {
+    pub(super) fn cancel(&mut self) {
         let ids: Vec<TaskId> = self.model.ids().cloned().collect();
         if let Some(id) = self.rng.choice(ids.iter().rev().take(20)).cloned() {
             self.ask_hub(Asked::Cancel(id.clone()), Request::Cancel(id));
@@ -316,7 +304,7 @@ impl World {
         self.hub_step(vec![Event::Api { actor: "sim".into(), request, reply }]);
     }
 
-    fn hub_step(&mut self, events: Vec<Event>) {
+    pub(super) fn hub_step(&mut self, events: Vec<Event>) {
         let fate = if self.calm { 255 } else { self.rng.u16(..) };
         if fate < 40 {
             // Dies before the commit: the events were never handled.
@@ -369,74 +357,6 @@ impl World {
         self.hub = Some(Hub::open(self.store.clone(), setup(Timing::default()), self.clock()).unwrap());
     }
 
-    fn push(&mut self, at: u64, conn: ConnId, packet: Packet) {
-        self.next += 1;
-        self.packets.insert((at, self.next), (conn, packet));
-    }
-
-    fn say_to_board(&mut self, conn: ConnId, message: ToAgent) {
-        if let ToAgent::Grant(grant) = &message {
-            self.model.granted(&grant.task, grant.fence);
-        }
-        let delay = self.delay();
-        let twice = !self.calm && self.rng.u8(..) < 5 && !matches!(message, ToAgent::Welcome(_));
-        let Some(link) = self.links.get_mut(&conn) else { return };
-        let stalled = self.boards[link.board].partitioned_until;
-        let at = (self.now + delay).max(link.answers_at).max(stalled);
-        link.answers_at = at;
-        if twice {
-            let later = at + self.rng.u64(1..20_000);
-            self.push(later, conn, Packet::ToBoard(message.clone()));
-        }
-        self.push(at, conn, Packet::ToBoard(message));
-    }
-
-    fn deliver(&mut self, conn: ConnId, packet: Packet) {
-        let Some(link) = self.links.get(&conn) else { return };
-        let (board, at_hub, at_board) = (link.board, link.at_hub, link.at_board);
-        match packet {
-            Packet::Control(frame) if at_hub => self.hub_step(vec![Event::Control { conn, frame }]),
-            Packet::Upload(frame) if at_hub => self.hub_step(vec![Event::Upload { conn, frame }]),
-            Packet::ToBoard(message) if at_board => {
-                self.boards[board].inbox.push((self.now, AgentEvent::FromHub(message)));
-            }
-            Packet::HubSeesEnd => {
-                if let Some(link) = self.links.get_mut(&conn).filter(|l| l.at_hub) {
-                    link.at_hub = false;
-                    self.hub_step(vec![Event::Closed { conn, by: None }]);
-                }
-            }
-            Packet::BoardSeesEnd => self.end_at_board(conn),
-            _ => {}
-        }
-        self.links.retain(|_, link| link.at_hub || link.at_board);
-    }
-
-    fn end_at_board(&mut self, conn: ConnId) {
-        let Some(link) = self.links.get_mut(&conn).filter(|l| l.at_board) else { return };
-        link.at_board = false;
-        let board = &mut self.boards[link.board];
-        if board.core.is_some() {
-            board.inbox.push((self.now, AgentEvent::Disconnected));
-        }
-        board.connect_at = self.now + self.rng.u64(100..5_000);
-        let at = self.now + self.delay();
-        self.push(at, conn, Packet::HubSeesEnd);
-    }
-
-    /// The path is gone: both ends find out, the hub perhaps late. What was under way is lost, or comes before that.
-    fn cut(&mut self, conn: ConnId) {
-        if self.rng.bool() {
-            self.packets
-                .retain(|_, (c, p)| *c != conn || matches!(p, Packet::HubSeesEnd | Packet::BoardSeesEnd));
-        }
-        self.end_at_board(conn);
-    }
-
-    fn link_of(&self, board: usize) -> Option<ConnId> {
-        self.links.iter().rev().find(|(_, l)| l.board == board && l.at_board).map(|(conn, _)| *conn)
-    }
-
     fn board_due(&self, at: usize) -> Option<u64> {
         let board = &self.boards[at];
         let end = board.next_end();
@@ -484,34 +404,14 @@ impl World {
         }
     }
 
-    fn connect(&mut self, at: usize) {
-        self.next += 1;
-        let conn = ConnId(self.next);
-        let link = Link {
-            board: at,
-            at_hub: true,
-            at_board: true,
-            control_at: 0,
-            answers_at: 0,
-            uploads_at: BTreeMap::new(),
-        };
-        self.links.insert(conn, link);
-        let key = self.boards[at].key;
-        self.hub_step(vec![Event::Opened { conn, key }]);
-        if self.link_of(at) == Some(conn) {
-            self.boards[at].inbox.retain(|(_, e)| !matches!(e, AgentEvent::FromHub(_)));
-            self.boards[at].inbox.push((self.now, AgentEvent::Connected));
-        }
-    }
-
-    fn start_board(&mut self, at: usize) {
+    pub(super) fn start_board(&mut self, at: usize) {
         let now = self.now;
         self.boards[at].connect_at = now + self.rng.u64(0..1_000);
         let out = self.boards[at].start(now);
         self.release(at, out);
     }
 
-    fn crash_board(&mut self, at: usize, power: bool) {
+    pub(super) fn crash_board(&mut self, at: usize, power: bool) {
         self.crashes += 1;
         if let Some(conn) = self.link_of(at) {
             self.cut(conn);
@@ -521,7 +421,7 @@ impl World {
     }
 
     /// Commits, then does; `false` when the board died between.
-    fn release(&mut self, at: usize, out: Vec<AgentEffect>) -> bool {
+    pub(super) fn release(&mut self, at: usize, out: Vec<AgentEffect>) -> bool {
         let fate = if self.calm || out.is_empty() { 999 } else { self.rng.u16(..) };
         if fate < 40 {
             self.crash_board(at, fate % 2 == 0);
@@ -558,56 +458,6 @@ impl World {
         }
         true
     }
-
-    fn say_to_hub(&mut self, at: usize, frame: Numbered) {
-        let Some(conn) = self.link_of(at) else { return };
-        let delay = self.delay();
-        let twice = !self.calm && self.rng.u8(..) < 5 && !matches!(frame.message, ToHub::Hello(_));
-        let stalled = self.boards[at].partitioned_until;
-        let Some(link) = self.links.get_mut(&conn) else { return };
-        let arrives = (self.now + delay).max(link.control_at).max(stalled);
-        link.control_at = arrives;
-        if twice {
-            let later = arrives + self.rng.u64(1..20_000);
-            self.push(later, conn, Packet::Control(frame.clone()));
-        }
-        self.push(arrives, conn, Packet::Control(frame));
-    }
-
-    fn upload(&mut self, at: usize, fence: Fence, from: [u64; 2]) {
-        let Some(conn) = self.link_of(at) else { return };
-        let Some(record) = self.boards[at].disk.attempts.get(&fence).cloned() else { return };
-        let kept = self.boards[at].kept.get(&fence).cloned().unwrap_or_default();
-        let mut frames = Vec::new();
-        for stream in Stream::BOTH {
-            let rest = kept[stream as usize].get(from[stream as usize] as usize..).unwrap_or_default();
-            for (n, bytes) in rest.chunks(16).enumerate() {
-                let offset = from[stream as usize] + n as u64 * 16;
-                frames.push(Upload::Chunk { fence, stream, offset, bytes: bytes.to_vec() });
-            }
-        }
-        // A piece that never comes: the hub must notice, and ask for it.
-        if !self.calm && frames.len() > 1 && self.rng.u8(..) < 20 {
-            frames.remove(0);
-        }
-        if let Some(report) = record.report {
-            frames.push(Upload::Outcome { task: record.task, fence, report });
-        }
-        for frame in frames {
-            let delay = self.delay();
-            let twice = !self.calm && self.rng.u8(..) < 8;
-            let stalled = self.boards[at].partitioned_until;
-            let Some(link) = self.links.get_mut(&conn) else { return };
-            let last = link.uploads_at.entry(fence).or_default();
-            let arrives = (self.now + delay).max(*last).max(stalled);
-            *last = arrives;
-            if twice {
-                let later = arrives + self.rng.u64(1..20_000);
-                self.push(later, conn, Packet::Upload(frame.clone()));
-            }
-            self.push(arrives, conn, Packet::Upload(frame));
-        }
-    }
 }
 
 /// The fences whose outcome counts, as this message tells the board.
@@ -623,86 +473,4 @@ fn settled(event: &AgentEvent) -> Vec<Fence> {
         }
         _ => vec![],
     }
-}
-
-/// One node with one slot, urgent tasks without end, and one low task: it gets its turn when its waiting is worth as
-/// much as their priority.
-pub fn starvation() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Arc::new(Store::open(dir.path(), StoreOptions { bytes_max: 1 << 28, sync: false }).unwrap());
-    let timing = Timing::default();
-    let mut now = Now { mono: 1_000, wall: 1_800_000_000_000 };
-    let mut hub = Hub::open(store.clone(), setup(timing.clone()), now).unwrap();
-    let key = enrol(&mut hub, 0, 1, now);
-    let submit = |hub: &mut Hub, id: String, priority: i16, now: Now| {
-        let spec = TaskSpec {
-            job: Job::Shell(Shell { argv: vec!["/x".into()], cwd: None, env: vec![] }),
-            target: None,
-            tags: vec![],
-            priority,
-            attempts_max: 1,
-            timeout_ms: None,
-            on_disconnect: OnDisconnect::Fence,
-            delivery: Delivery::AtLeastOnce,
-            ttl_ms: None,
-            complete_by: None,
-            offline_ms: None,
-        };
-        ask(hub, Request::Submit { id: Some(id.parse().unwrap()), spec: Box::new(spec) }, now);
-    };
-    submit(&mut hub, "low".into(), -10, now);
-    submit(&mut hub, "u0".into(), 100, now);
-    let mut board = Board::new(0, key, "b0".parse().unwrap(), hub.fleet());
-    let mut queue = board.start(now.mono);
-    let conn = ConnId(1);
-    answered(hub.step(vec![Event::Opened { conn, key }], now));
-    board.inbox.push((0, AgentEvent::Connected));
-    let mut model = Model::default();
-    let mut rng = fastrand::Rng::with_seed(1);
-    let mut order: Vec<String> = Vec::new();
-    let began = now.mono;
-    while !order.contains(&"low".to_owned()) {
-        assert!(now.mono < began + 115 * timing.ageing_ms, "low waits for {} s", (now.mono - began) / 1000);
-        now.mono += 200;
-        now.wall += 200;
-        // One urgent task always waits, so that the low one never finds the queue empty.
-        if store.read(|view| view.count_in(State::Queued)).unwrap() < 2 {
-            submit(&mut hub, format!("u{}", now.mono), 100, now);
-        }
-        let core = board.core.as_mut().unwrap();
-        core.handle_timeout(now.mono, &mut queue);
-        for (_, event) in std::mem::take(&mut board.inbox) {
-            core.handle(event, now.mono, &mut queue);
-        }
-        let mut events = Vec::new();
-        for effect in std::mem::take(&mut queue) {
-            match effect {
-                AgentEffect::Store(write) => board.commit(&write),
-                AgentEffect::Exec(message) => board.exec(message, now.mono, &mut rng, &mut model),
-                AgentEffect::Send(frame) => events.push(Event::Control { conn, frame }),
-                AgentEffect::Upload { fence, .. } => {
-                    let record = board.disk.attempts[&fence].clone();
-                    let kept = board.kept.get(&fence).cloned().unwrap_or_default();
-                    for stream in Stream::BOTH {
-                        let bytes = kept[stream as usize].clone();
-                        let frame = Upload::Chunk { fence, stream, offset: 0, bytes };
-                        events.push(Event::Upload { conn, frame });
-                    }
-                    let frame = Upload::Outcome { task: record.task, fence, report: record.report.unwrap() };
-                    events.push(Event::Upload { conn, frame });
-                }
-                _ => {}
-            }
-        }
-        for effect in hub.step(events, now) {
-            if let Effect::Send(_, message) = effect {
-                if let ToAgent::Grant(grant) = &message {
-                    order.push(grant.task.to_string());
-                }
-                board.inbox.push((now.mono, AgentEvent::FromHub(message)));
-            }
-        }
-        board.end_processes(now.mono, &mut rng, &mut model);
-    }
-    assert!(order.len() > 100 && order[0] == "u0", "urgent work goes first: {order:?}");
 }

@@ -1,0 +1,182 @@
+//! The bytes of every message. A change here is a change of the protocol: it needs a new variant or field at the end and
+//! a line in `wire/src/version.rs`, never another meaning of old bytes.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
+
+use dunlin_wire::job::*;
+use dunlin_wire::message::*;
+use dunlin_wire::{ClaimId, Fence, FleetId, TaskId};
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn check<T>(what: &str, message: &T, golden: &str)
+where
+    T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+{
+    let bytes = postcard::to_stdvec(message).unwrap();
+    assert_eq!(hex(&bytes), golden, "{what} is written otherwise than before");
+    assert_eq!(&postcard::from_bytes::<T>(&bytes).unwrap(), message, "{what} reads back");
+}
+
+fn task() -> TaskId {
+    "t1".parse().unwrap()
+}
+
+fn report() -> Box<Report> {
+    Box::new(Report {
+        outcome: Outcome::Exit { code: 3 },
+        wait_status: Some(768),
+        rule: Some("r".into()),
+        policy: [8; 8],
+        timeout_ms: Some(20_000),
+        sandbox: 5,
+        usage: Usage { duration_ms: 1, user_ms: 2, system_ms: 3, max_rss_kib: 4, leftovers: 5 },
+        streams: [
+            StreamEnd { end: 9, truncated: 2, head: 3, digest: [7; 8] },
+            StreamEnd { end: 0, truncated: 0, head: 0, digest: [0; 8] },
+        ],
+    })
+}
+
+#[test]
+fn messages_to_the_hub() {
+    let hello = Hello {
+        generation: 1,
+        fleet: FleetId([2; 16]),
+        node: "n1".parse().unwrap(),
+        role: Role::Viewer,
+        boot_id: [3; 16],
+        connection: 300,
+        version: "0.1.0".into(),
+        capabilities: vec!["a:b".parse().unwrap()],
+        slots: 2,
+        profile: Profile::Metered,
+        policy: [4; 8],
+        unfinished: vec![Unfinished { task: task(), fence: Fence(5), ended: true }],
+        claims: vec![ClaimId(6)],
+    };
+    let join = Join { generation: 1, invite: [1; 16], secret: [2; 16] };
+    let sample = HostSample {
+        cpu_permille: Some(125),
+        memory_total_kib: Some(1000),
+        memory_available_kib: None,
+        uptime_s: Some(7),
+    };
+    let fence = Fence(70_000);
+    let chunk = Upload::Chunk { fence, stream: Stream::Stderr, offset: 9, bytes: vec![1, 2] };
+    let outcome = Upload::Outcome { task: task(), fence, report: report() };
+    let numbered = |message| Numbered { seq: 129, message };
+    for (what, message, golden) in [
+        ("Hello", ToHub::Hello(Box::new(hello)), GOLDEN[0]),
+        ("Join", ToHub::Join(Box::new(join)), GOLDEN[1]),
+        ("Claim", ToHub::Claim { ids: vec![ClaimId(1), ClaimId(300)] }, GOLDEN[2]),
+        ("Accepted", ToHub::Accepted { fence }, GOLDEN[3]),
+        ("Started", ToHub::Started { fence }, GOLDEN[4]),
+        ("Heartbeat", ToHub::Heartbeat { fences: vec![fence], sample: Some(sample) }, GOLDEN[5]),
+        ("Chunk", ToHub::Upload(chunk), GOLDEN[6]),
+        ("Outcome", ToHub::Upload(outcome), GOLDEN[7]),
+        ("Leaving", ToHub::Leaving, GOLDEN[8]),
+    ] {
+        check(what, &numbered(message), golden);
+    }
+}
+
+#[test]
+fn messages_to_the_agent() {
+    let fence = Fence(70_000);
+    let welcome = Welcome {
+        generation: 1,
+        heard: 2,
+        slots: 3,
+        heartbeat_ms: 5_000,
+        verdicts: vec![
+            (Fence(1), Verdict::Continue { lease_ms: 30_000, have: [1, 2] }),
+            (Fence(2), Verdict::Abort { cause: AbortCause::LeaseLost }),
+            (Fence(3), Verdict::Ack { verdict: AckVerdict::UnknownTask }),
+        ],
+    };
+    let joined = Joined {
+        fleet: FleetId([2; 16]),
+        node: "n1".parse().unwrap(),
+        slots: 1,
+        profile: Profile::Lan,
+        role: Role::Worker,
+    };
+    let shell = Shell {
+        argv: vec!["/bin/x".into(), "y".into()],
+        cwd: Some("/d".into()),
+        env: vec![("K".into(), "V".into())],
+    };
+    let grant = Grant {
+        claim: ClaimId(1),
+        fence,
+        heard: 2,
+        lease_ms: 30_000,
+        task: task(),
+        attempt: 1,
+        job: Job::Shell(shell),
+        timeout_ms: Some(1_000),
+        on_disconnect: OnDisconnect::CarryOn,
+        delivery: Delivery::AtMostOnce,
+    };
+    let cancelled = AbortCause::Cancelled { by: CancelledBy::Halt };
+    for (what, message, golden) in [
+        ("Welcome", ToAgent::Welcome(Box::new(welcome)), GOLDEN[9]),
+        ("Joined", ToAgent::Joined(Box::new(joined)), GOLDEN[10]),
+        ("Grant", ToAgent::Grant(Box::new(grant)), GOLDEN[11]),
+        ("Renewed", ToAgent::Renewed { heard: 3, leases: vec![(fence, 30_000)] }, GOLDEN[12]),
+        ("Ack", ToAgent::Ack { fence, verdict: AckVerdict::NotYourLease }, GOLDEN[13]),
+        ("Abort", ToAgent::Abort { fence, cause: cancelled }, GOLDEN[14]),
+        ("Void", ToAgent::Void { claim: ClaimId(4) }, GOLDEN[15]),
+        ("Missing", ToAgent::Missing { fence, have: [1, 2] }, GOLDEN[16]),
+    ] {
+        check(what, &message, golden);
+    }
+}
+
+#[test]
+fn closed_lists_keep_their_numbers() {
+    let outcomes = [
+        Outcome::Ok,
+        Outcome::Exit { code: 1 },
+        Outcome::Signal { signo: 1 },
+        Outcome::TimedOut { phase: TimeoutPhase::Kill },
+        Outcome::Cancelled { by: CancelledBy::Operator },
+        Outcome::Denied { reason: Denial::PolicyInvalid },
+        Outcome::SpawnFailed { step: SpawnStep::Exec, errno: 2 },
+        Outcome::OutputOverflow,
+        Outcome::OomKilled,
+        Outcome::LimitHit { which: Limit::Pids },
+        Outcome::Interrupted { by: Interruption::LeaseLost },
+        Outcome::Stuck,
+        Outcome::AgentInternal,
+    ];
+    let bytes: Vec<String> = outcomes.iter().map(|o| hex(&postcard::to_stdvec(o).unwrap())).collect();
+    assert_eq!(bytes.join(" "), GOLDEN[17]);
+    assert_eq!(Denial::ALL.iter().map(|d| d.as_str()).collect::<Vec<_>>().join(" "), GOLDEN[18]);
+}
+
+/// In the order of the tests above.
+const GOLDEN: [&str; 19] = [
+    "8101000102020202020202020202020202020202026e310103030303030303030303030303030303ac0205302e312e300103613a62020204040404040404040102743105010106",
+    "810101010101010101010101010101010101010102020202020202020202020202020202",
+    "8101020201ac02",
+    "810103f0a204",
+    "810104f0a204",
+    "81010501f0a20401017d01e807000107",
+    "81010600f0a2040109020102",
+    "81010601027431f0a204010301800c010172080808080808080801a09c0105010203040509020307070707070707070000000000000000000000",
+    "810107",
+    "000102038827030100b0ea010102020101030204",
+    "0102020202020202020202020202020202026e31010000",
+    "0201f0a20402b0ea01027431010002062f62696e2f78017901022f6401014b015601e8070101",
+    "030301f0a204b0ea01",
+    "04f0a20405",
+    "05f0a2040001",
+    "0604",
+    "07f0a2040102",
+    "00 0101 0201 0301 0400 0526 060c04 07 08 0902 0a03 0b 0c",
+    "malformed not_absolute not_allowlisted argument argument_option argument_path argument_nul argument_control argument_charset argument_length env cwd user timeout_over_ceiling output_over_ceiling program_missing program_untrusted program_setid program_digest shell_disabled shell_unsigned signature_missing signature_invalid key_unknown key_revoked key_scope audience not_yet_valid expired replayed attempts_exhausted clock_untrusted replay_store_full sandbox_unavailable capability_missing busy draining disk_full policy_invalid",
+];

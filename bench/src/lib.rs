@@ -1,1 +1,4 @@
-//! bench
+//! What is measured, and beside what. A figure is a ratio between things interleaved in one run.
+
+pub mod claim;
+pub mod stats;

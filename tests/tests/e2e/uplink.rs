@@ -165,14 +165,20 @@ fn peers_that_break_the_rules_are_closed_with_their_own_code() {
     let mine = enrolled.fleet;
     let mut framed_garbage = vec![5];
     framed_garbage.extend([0xff; 5]);
-    let cases: [(&str, &[u8], Vec<u8>, Option<Vec<u8>>, CloseCode); 7] = [
-        ("unknown key", &stranger, hello(mine, "a", 1, 100), None, CloseCode::UnknownKey),
-        ("wrong fleet", &known, hello(FleetId([1; 16]), "a", 1, 101), None, CloseCode::WrongFleet),
-        ("generation 0", &known, hello(mine, "a", 0, 102), None, CloseCode::UnsupportedGeneration),
-        ("another's name", &known, hello(mine, "b", 1, 103), None, CloseCode::KeyMismatch),
-        ("oversize", &known, vec![0xff, 0xff, 0xff, 0x7f], None, CloseCode::TooLarge),
-        ("garbage", &known, framed_garbage.clone(), None, CloseCode::Garbage),
-        ("garbage upload", &known, hello(mine, "a", 1, 104), Some(framed_garbage), CloseCode::Garbage),
+    let cases = [
+        ("unknown key", stranger.as_slice(), hello(mine, "a", 1, 100), None, CloseCode::UnknownKey),
+        ("wrong fleet", known.as_slice(), hello(FleetId([1; 16]), "a", 1, 101), None, CloseCode::WrongFleet),
+        ("generation 0", known.as_slice(), hello(mine, "a", 0, 102), None, CloseCode::UnsupportedGeneration),
+        ("another's name", known.as_slice(), hello(mine, "b", 1, 103), None, CloseCode::KeyMismatch),
+        ("oversize", known.as_slice(), vec![0xff, 0xff, 0xff, 0x7f], None, CloseCode::TooLarge),
+        ("garbage", known.as_slice(), framed_garbage.clone(), None, CloseCode::Garbage),
+        (
+            "garbage upload",
+            known.as_slice(),
+            hello(mine, "a", 1, 104),
+            Some(framed_garbage),
+            CloseCode::Garbage,
+        ),
     ];
     for (what, key, bytes, uni, want) in cases {
         assert_eq!(closed_with(&fleet, key, enrolled.hub, bytes, uni), Some(want), "{what}");

@@ -6,12 +6,12 @@ use dunlin_agent::event::{Effect as AgentEffect, Event as AgentEvent};
 use dunlin_agent::exec::message::ToExec;
 use dunlin_hub::clock::Now;
 use dunlin_hub::core::node::NodeSpec;
-use dunlin_hub::core::task::{State, TaskSpec};
+use dunlin_hub::core::task::TaskSpec;
 use dunlin_hub::core::timing::Timing;
 use dunlin_hub::event::{Answer, ApiRefusal, ConnId, Effect, Event, Request};
 use dunlin_hub::hub::{Hub, Setup};
 use dunlin_hub::store::{Store, StoreOptions};
-use dunlin_wire::job::{Delivery, Job, OnDisconnect, Shell, Stream};
+use dunlin_wire::job::{Delivery, Job, OnDisconnect, Shell};
 use dunlin_wire::message::{
     AckVerdict, Join, Numbered, Profile, Role, ToAgent, ToHub, Upload, Verdict, Welcome,
 };
@@ -42,12 +42,12 @@ pub(super) struct Link {
     pub(super) uploads_at: BTreeMap<Fence, u64>,
 }
 
-enum Asked {
+pub(super) enum Asked {
     Submit(TaskId, u32),
     Cancel(TaskId),
 }
 
-type Answered = oneshot::Receiver<Result<Answer, ApiRefusal>>;
+pub(super) type Answered = oneshot::Receiver<Result<Answer, ApiRefusal>>;
 
 pub struct World {
     pub(super) rng: fastrand::Rng,

@@ -233,7 +233,6 @@ impl Task {
             None => {}
         }
         last.ended_ms = Some(cx.wall);
-        let ending = last.ending;
         let outcome = report.outcome.clone();
         last.end = Some(End::Reported(report));
         if state.is_terminal() {
@@ -241,7 +240,8 @@ impl Task {
             return Ok(Change::Noted);
         }
         Ok(match outcome {
-            Outcome::Ok if ending.is_none() => self.done(cx),
+            // Also when it crossed a request to end: the work is done, and doing it again helps nobody.
+            Outcome::Ok => self.done(cx),
             Outcome::Stuck => self.give_up(DeadReason::Stuck, cx),
             Outcome::TimedOut { .. } => self.again_or(DeadReason::Timeout, cx),
             Outcome::Denied { .. } if !elsewhere => self.give_up(DeadReason::Denied, cx),
@@ -424,7 +424,7 @@ mod tests {
         check("ttl, retry", State::Queued, Ok(Change::Requeued { delay_ms: 0 }));
         check("grant 1, accept 1, reclaim", State::Running, Ok(Change::Ending(Ending::Overdue)));
         check("grant 1, accept 1, reclaim, cut 1", State::Queued, again(250));
-        check("grant 1, accept 1, reclaim, ok 1", State::Queued, again(250));
+        check("grant 1, accept 1, reclaim, ok 1", State::Done, Ok(Change::Ended));
     }
 
     #[test]

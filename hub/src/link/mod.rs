@@ -64,8 +64,25 @@ pub fn bind(addr: SocketAddr, identity: &Identity) -> std::io::Result<Endpoint> 
     let tls = tls::server_config(identity).map_err(std::io::Error::other)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
     config.transport_config(Arc::new(transport()));
+    config.token_key(Arc::new(
+        ring::hkdf::Salt::new(ring::hkdf::HKDF_SHA256, b"").extract(&identity.derive("token")),
+    ));
     let runtime = quinn::default_runtime().ok_or_else(|| std::io::Error::other("no tokio runtime"))?;
-    Endpoint::new(EndpointConfig::default(), Some(config), UdpSocket::bind(addr)?, runtime)
+    Endpoint::new(endpoint_config(identity), Some(config), UdpSocket::bind(addr)?, runtime)
+}
+
+/// A hub that was restarted answers packets of connections that it lost with a stateless reset (RFC 9000 section 10.3),
+/// so that agents notice at once. For that its reset key and its connection ids must be those of before; both follow
+/// from its identity, so nothing more has to be kept.
+fn endpoint_config(identity: &Identity) -> EndpointConfig {
+    let reset = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &identity.derive("reset"));
+    let mut config = EndpointConfig::new(Arc::new(reset));
+    let mut cid_key = [0; 8];
+    cid_key.copy_from_slice(&identity.derive("connection ids")[..8]);
+    let cid_key = u64::from_be_bytes(cid_key);
+    config.cid_generator(move || Box::new(quinn_proto::HashedConnectionIdGenerator::from_key(cid_key)));
+    config.min_reset_interval(Duration::from_millis(1));
+    config
 }
 
 fn transport() -> TransportConfig {

@@ -62,6 +62,14 @@ impl Identity {
         Ok(Self { key: Arc::new(key), pkcs8 })
     }
 
+    /// A secret of its own for each purpose, the same after a restart (HMAC-SHA256 of the purpose under the key).
+    pub(super) fn derive(&self, purpose: &str) -> [u8; 32] {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &self.pkcs8);
+        let mut secret = [0; 32];
+        secret.copy_from_slice(ring::hmac::sign(&key, format!("dunlin {purpose}").as_bytes()).as_ref());
+        secret
+    }
+
     /// The public key.
     pub fn public(&self) -> Key {
         let mut key = [0; 32];

@@ -2,7 +2,8 @@
 
 use super::{fleet, lines, sh};
 use dunlin_tests::{Fleet, until};
-use dunlin_wire::message::{Hello, Numbered, Profile, Role, ToHub};
+use dunlin_wire::job::{Outcome, Report};
+use dunlin_wire::message::{Hello, Numbered, Profile, Role, ToHub, Upload};
 use dunlin_wire::{CloseCode, FleetId, frame, limits, version};
 use quinn::crypto::rustls::QuicClientConfig;
 use serde_json::json;
@@ -69,6 +70,49 @@ fn a_job_survives_a_restart_of_the_hub() {
     let task = fleet.wait_ended(&id);
     assert_eq!((&task["status"], &task["attempt"]), (&json!("done"), &json!(1)), "{task:#}");
     assert_eq!(lines(&fleet, "ran").len(), 1);
+}
+
+#[test]
+fn a_restarted_hub_is_noticed_by_its_reset_not_by_silence() {
+    // With this heartbeat an agent would take 25 s of silence for the hub's death.
+    let (_dir, fleet) = super::fleet_with("[timing]\nheartbeat_ms = 10000\n");
+    let hub = fleet.start_hub().unwrap();
+    let _a = fleet.add_agent("a", &[]).unwrap();
+    drop(hub);
+    let _hub = fleet.start_hub().unwrap();
+    until("the agent is back", || (fleet.node("a")["connected"] == true).then_some(()));
+    assert!(fleet.logged("a").contains("error=reset by peer"), "{}", fleet.logged("a"));
+}
+
+#[test]
+fn a_node_cannot_speak_for_another() {
+    let (_dir, fleet) = fleet();
+    let _hub = fleet.start_hub().unwrap();
+    let _a = fleet.add_agent("a", &[]).unwrap();
+    fleet.enrol("b", &[]).unwrap();
+    let id = sh(&fleet, "while ! test -e go; do sleep 0.05; done", json!({}));
+    let task = fleet.wait_state(&id, &["running"]);
+    let fence = dunlin_wire::Fence(task["attempts"][0]["fence"].as_u64().unwrap());
+    let enrolled = dunlin_agent::files::Files::at(&fleet.data("b")).enrolment().unwrap();
+    let key = std::fs::read(fleet.data("b").join("identity.key")).unwrap();
+    let mut bytes = hello(enrolled.fleet, "b", 1, 1);
+    let report = Box::new(Report::without_process(Outcome::Ok));
+    let outcome = Upload::Outcome { task: id.parse().unwrap(), fence, report };
+    for (seq, message) in
+        [(2, ToHub::Upload(outcome)), (3, ToHub::Accepted { fence }), (4, ToHub::Claim { ids: vec![] })]
+    {
+        frame::push(&mut bytes, &Numbered { seq, message }, limits::FRAME_MAX).unwrap();
+    }
+    // Ends its own connection with what is no frame at all, after the hub has handled the rest.
+    bytes.extend([5, 0xff, 0xff, 0xff, 0xff, 0xff]);
+    assert_eq!(closed_with(&fleet, &key, enrolled.hub, bytes, None), Some(CloseCode::Garbage));
+    assert_eq!(fleet.task(&id)["status"], "running", "it is still a's");
+    let audit = fleet.get("/v1/audit").unwrap();
+    let rows = audit["audit"].as_array().unwrap();
+    let refused = rows.iter().filter(|r| r["actor"] == "node:b" && r["result"] == "not_your_lease").count();
+    assert_eq!(refused, 2, "{audit:#}");
+    std::fs::write(fleet.dir().join("work/go"), "").unwrap();
+    assert_eq!(fleet.wait_ended(&id)["status"], "done");
 }
 
 #[test]

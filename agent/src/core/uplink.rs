@@ -13,6 +13,9 @@ const SENT_MAX: usize = 4096;
 /// Silence of a connection that is never taken for its death, in milliseconds.
 const SILENCE_MS_MIN: u64 = 3_000;
 
+/// How long a hub may take to answer Hello, in milliseconds. One that died in between never says so to a silent peer.
+const WELCOME_MS: u64 = 6_000;
+
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -166,6 +169,9 @@ impl Core {
     }
 
     fn silence_ms(&self, link: &Link) -> u64 {
+        if !link.welcome {
+            return WELCOME_MS;
+        }
         (self.beat_ms(link) * 5 / 2).max(SILENCE_MS_MIN)
     }
 

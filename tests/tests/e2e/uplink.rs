@@ -107,10 +107,13 @@ fn a_node_cannot_speak_for_another() {
     bytes.extend([5, 0xff, 0xff, 0xff, 0xff, 0xff]);
     assert_eq!(closed_with(&fleet, &key, enrolled.hub, bytes, None), Some(CloseCode::Garbage));
     assert_eq!(fleet.task(&id)["status"], "running", "it is still a's");
-    let audit = fleet.get("/v1/audit").unwrap();
-    let rows = audit["audit"].as_array().unwrap();
-    let refused = rows.iter().filter(|r| r["actor"] == "node:b" && r["result"] == "not_your_lease").count();
-    assert_eq!(refused, 2, "{audit:#}");
+    until("both are refused and audited", || {
+        let audit = fleet.get("/v1/audit").unwrap();
+        let rows = audit["audit"].as_array().unwrap();
+        let refused = |r: &&serde_json::Value| r["actor"] == "node:b" && r["result"] == "not_your_lease";
+        (rows.iter().filter(refused).count() == 2).then_some(())
+    });
+    assert_eq!(fleet.task(&id)["status"], "running", "it is still a's");
     std::fs::write(fleet.dir().join("work/go"), "").unwrap();
     assert_eq!(fleet.wait_ended(&id)["status"], "done");
 }

@@ -95,8 +95,10 @@ impl Config {
             Some(other) => return Err(bad(format!("role must be worker or viewer, not `{other}`"))),
         };
         let log = raw.log.unwrap_or_else(|| "info".into());
+        let data = over.data.clone().or(raw.data).unwrap_or_else(|| DATA.into());
         Ok(Self {
-            data: over.data.clone().or(raw.data).unwrap_or_else(|| DATA.into()),
+            // Jobs of an earlier start are known by this path, so it must not depend on where we were started.
+            data: std::path::absolute(&data).map_err(|e| bad(format!("data: {e}")))?,
             policy: over.policy.clone().or(raw.policy).unwrap_or_else(|| POLICY.into()),
             slots: raw.slots,
             tags: tags.collect::<Result<_, _>>()?,

@@ -81,6 +81,7 @@ fn a_policy_that_cannot_be_meant_is_refused_with_its_line() {
     check("program = \"/x\"\ncwd = [\"nowhere\"]", "not defined");
     check("program = \"/x\"\nargs = [{ path = { root = \"nowhere\", kind = \"file\" } }]", "not defined");
     check("program = \"/x\"\nargs = [{ re = \"(\" }]", "re `(`");
+    check("program = \"/x\"\nargs = [{ re = \"a)|(b\" }]", "re `a)|(b`");
     check("program = \"/x\"\nargs = [{ re = \"a\", int = [1, 2] }]", "exactly one of");
     check("program = \"/x\"\nargs = [{ int = [2, 1] }]", "lower bound first");
     check("program = \"/x\"\nenv = { LD_PRELOAD = \"x\" }", "can never be allowed");
@@ -122,4 +123,78 @@ fn what_this_version_cannot_do_is_denied_not_ignored() {
     // A file that others may write is no policy.
     set_mode(&dir.path().join("policy.toml"), 0o666);
     assert!(dunlin_agent::exec::load(&dir.path().join("policy.toml")).unwrap_err().contains("chmod go-w"));
+}
+
+#[test]
+fn a_way_that_others_can_change_is_not_trusted() {
+    // SAFETY: geteuid cannot fail and touches no memory.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("not root: no directory can be given away");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    set_mode(&root, 0o755);
+    for name in ["mine", "theirs"] {
+        std::fs::create_dir(root.join(name)).unwrap();
+        symlink("/usr/bin/df", root.join(name).join("df")).unwrap();
+        symlink("/bin/sh", root.join(name).join("tool")).unwrap();
+    }
+    std::os::unix::fs::chown(root.join("theirs"), Some(65534), Some(65534)).unwrap();
+    symlink(root.join("theirs/df"), root.join("mine/df2")).unwrap();
+    for (program, want) in [
+        ("mine/df", "allow:r"),
+        ("theirs/df", "deny:program_untrusted"),
+        ("mine/df2", "deny:program_untrusted"),
+        // Its name is no launcher's, what it leads to is.
+        ("mine/tool", "deny:program_untrusted"),
+        ("mine/none", "deny:program_missing"),
+    ] {
+        let program = root.join(program).display().to_string();
+        let policy = root.join("policy.toml");
+        std::fs::write(&policy, format!("schema = 1\n[[rule]]\nid = \"r\"\nprogram = \"{program}\"\n"))
+            .unwrap();
+        set_mode(&policy, 0o600);
+        let cases = root.join("cases.toml");
+        let case = format!("[[case]]\nid = \"c\"\nargv = [\"{program}\"]\nexpect = \"{want}\"\n");
+        std::fs::write(&cases, case).unwrap();
+        let (_, failures) = decide_all(&policy, cases.to_str().unwrap()).unwrap();
+        assert!(failures.is_empty(), "{failures:?}");
+    }
+}
+
+/// One argument under one matcher, and what comes of it.
+fn decided(matcher: &str, more: &str, arg: &str) -> String {
+    use dunlin_agent::core::policy::{Request, decide};
+    let text = format!("schema = 1\n[[rule]]\nid = \"r\"\nprogram = \"/x\"\nargs = [{matcher}]\n{more}\n");
+    let policy = Policy::parse(&[("p.toml".to_owned(), text)]).unwrap();
+    let argv = ["/x".to_owned(), arg.to_owned()];
+    match decide(&policy, Request { argv: &argv, cwd: None, env: &[], timeout_ms: None }) {
+        Ok(_) => "allow".into(),
+        Err(denial) => denial.to_string(),
+    }
+}
+
+#[test]
+fn elements_are_matched_whole_and_hidden_characters_never() {
+    for (matcher, more, arg, want) in [
+        ("{ re = 'a|b' }", "", "a", "allow"),
+        ("{ re = 'a|b' }", "", "ab", "argument"),
+        ("{ re = 'a' }", "", "a\n", "argument_control"),
+        ("{ int = [-9, 9] }", "", "-5", "argument_option"),
+        ("{ int = [-9, 9], dash = true }", "", "-5", "allow"),
+        ("{ int = [-9, 9] }", "", "+5", "argument"),
+        ("{ re = '.*' }", "", "-rf", "argument_option"),
+        ("{ re = '.*', dash = true }", "", "-rf", "allow"),
+        ("{ re = '.*' }", "", "é", "argument_charset"),
+        ("{ re = '.*' }", "unicode = true", "é", "allow"),
+        ("{ re = '.*' }", "unicode = true", "a\u{202e}b", "argument_charset"),
+        ("{ re = '.*' }", "unicode = true", "a\u{61c}b", "argument_charset"),
+        ("{ re = '.*' }", "unicode = true", "a\u{2028}b", "argument_charset"),
+        ("{ re = '.*' }", "unicode = true", "a\u{ad}b", "argument_charset"),
+        ("{ re = '.*' }", "unicode = true", "a\u{e0041}b", "argument_charset"),
+        ("{ one_of = [\"-x\", \"y\"] }", "", "-x", "allow"),
+    ] {
+        assert_eq!(decided(matcher, more, arg), want, "{matcher} {more} {arg:?}");
+    }
 }

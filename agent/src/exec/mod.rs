@@ -67,6 +67,8 @@ impl Executor {
     /// # Errors
     /// When the system has no thread or descriptor left.
     pub fn spawn(config: ExecConfig, tell: Box<dyn Fn(FromExec) + Send>) -> std::io::Result<Self> {
+        // What loses its guard falls to us, so that it can be killed and proven gone.
+        sys::become_subreaper()?;
         let (messages, inbox) = mpsc::channel();
         let (woken, wake) = sys::pipe()?;
         sys::set_nonblocking(woken.as_raw_fd())?;
@@ -125,9 +127,10 @@ impl Machine {
                     Err(mpsc::TryRecvError::Disconnected) => return,
                 }
             }
+            self.jobs.values_mut().for_each(|job| job.pump(&self.tell));
+            self.kill_orphans();
             let mut ended = Vec::new();
-            for (fence, job) in &mut self.jobs {
-                job.pump(&self.tell);
+            for (fence, job) in &self.jobs {
                 if job.is_over() {
                     ended.push(*fence);
                 }
@@ -140,6 +143,23 @@ impl Machine {
             if self.stopping && self.jobs.is_empty() {
                 return;
             }
+        }
+    }
+
+    /// A guard was killed (a job can do that to its own): what it guarded is our child now. All our children but guards
+    /// are such orphans.
+    fn kill_orphans(&mut self) {
+        if !self.jobs.values().any(Job::has_orphans) {
+            return;
+        }
+        let guards: Vec<i32> = self.jobs.values().map(Job::guard_pid).collect();
+        let orphans = sys::descendants_but(std::process::id() as i32, &guards);
+        for pid in &orphans {
+            sys::kill(*pid, libc::SIGKILL);
+            sys::reap(*pid);
+        }
+        if orphans.is_empty() {
+            self.jobs.values_mut().for_each(Job::orphans_are_gone);
         }
     }
 

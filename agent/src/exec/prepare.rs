@@ -1,12 +1,12 @@
 //! Opens what a job needs and checks the opened things, which are then used: no path is looked up twice.
 
 use super::sys;
-use crate::core::policy::{Allowed, Operand, PathKind, Rule};
+use crate::core::policy::{Allowed, Operand, PathKind, Rule, is_launcher};
 use dunlin_wire::job::Denial;
 use ring::digest::{Context, SHA256};
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// A job's opened program and working directory.
 #[derive(Debug)]
@@ -84,7 +84,11 @@ pub(super) fn program(rule: &Rule) -> Result<(OwnedFd, bool), Denial> {
         return Err(Denial::ProgramSetid);
     }
     let real = std::fs::read_link(link(&fd)).map_err(|_| Denial::ProgramMissing)?;
-    if stat.st_uid != 0 || stat.st_mode & 0o022 != 0 || !ancestors_trusted(&real) {
+    if stat.st_uid != 0 || stat.st_mode & 0o022 != 0 || !way_is_trusted(Path::new(&rule.program), &real) {
+        return Err(Denial::ProgramUntrusted);
+    }
+    // What the name in the rule leads to may run programs although the name does not say so.
+    if !rule.launcher && is_launcher(&real.to_string_lossy()) {
         return Err(Denial::ProgramUntrusted);
     }
     let mut file = std::fs::File::open(link(&fd)).map_err(|_| Denial::ProgramMissing)?;
@@ -115,13 +119,51 @@ fn digest(begin: &[u8], mut rest: std::fs::File) -> std::io::Result<ring::digest
     }
 }
 
-/// Whether nobody but root could put another file there. A sticky directory lets only owners rename.
-fn ancestors_trusted(path: &Path) -> bool {
+/// Symbolic links followed on the way to a program at most, as the kernel has it.
+const LINKS_MAX: u32 = 40;
+
+/// Whether nobody but root could make `path` lead elsewhere than to `real`: every directory on the way, and every link,
+/// is root's and not writable by others. A sticky directory lets only owners rename.
+fn way_is_trusted(path: &Path, real: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    path.ancestors().skip(1).all(|dir| {
-        std::fs::metadata(dir).is_ok_and(|m| {
-            let sticky = m.mode() & libc::S_ISVTX != 0;
-            m.uid() == 0 && (m.mode() & 0o022 == 0 || sticky)
-        })
-    })
+    let mut left: Vec<PathBuf> = names(path);
+    let mut at = PathBuf::from("/");
+    let mut links = 0;
+    loop {
+        let Ok(dir) = std::fs::metadata(&at) else { return false };
+        let closed = dir.mode() & 0o022 == 0 || dir.mode() & libc::S_ISVTX != 0;
+        if dir.uid() != 0 || !closed {
+            return false;
+        }
+        let Some(name) = left.pop() else { return false };
+        if name.as_os_str() == ".." {
+            at.pop();
+            continue;
+        }
+        let next = at.join(name);
+        let Ok(meta) = std::fs::symlink_metadata(&next) else { return false };
+        if meta.is_symlink() {
+            links += 1;
+            let target = std::fs::read_link(&next);
+            let Some(target) = target.ok().filter(|_| meta.uid() == 0 && links <= LINKS_MAX) else {
+                return false;
+            };
+            if target.is_absolute() {
+                at = PathBuf::from("/");
+            }
+            left.extend(names(&target));
+        } else if left.is_empty() {
+            return next == real;
+        } else {
+            at = next;
+        }
+    }
+}
+
+/// The components of a path, the first one last.
+fn names(path: &Path) -> Vec<PathBuf> {
+    let parts = path.components().filter(|c| matches!(c, Component::Normal(_) | Component::ParentDir));
+    let mut names: Vec<PathBuf> = parts.map(|c| PathBuf::from(c.as_os_str())).collect();
+    names.reverse();
+    names
 }

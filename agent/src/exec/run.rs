@@ -14,6 +14,8 @@ use std::process::{Child, Command};
 
 /// How long output is drained after the job's end, in milliseconds: a descriptor may have leaked to who knows whom.
 const DRAIN_MS: u64 = 500;
+/// How long orphans of a dead guard may take to be gone until the job counts as stuck, in milliseconds.
+const ORPHANS_MS: u64 = 2_000;
 /// What a job finds its programs by. Nothing of the agent's own environment reaches it.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -41,8 +43,10 @@ struct Ended {
 enum How {
     Spawn(SpawnStep, i32),
     Guard(Box<guard::End>),
-    /// The guard itself died.
-    Lost,
+    /// The guard itself died; what of its job is left falls to the executor, and is gone once `proven`.
+    Lost {
+        proven: bool,
+    },
 }
 
 impl Job {
@@ -98,7 +102,8 @@ impl Job {
             file_size: prepared.file_size,
             nofile: prepared.nofile,
         };
-        say(control.as_raw_fd(), &ToGuard::Spec(Box::new(spec)));
+        // A guard that gets no specification sees the end of its socket, and goes.
+        say(control.as_raw_fd(), &ToGuard::Spec(Box::new(spec))).map_err(failed(SpawnStep::Guard))?;
         Ok(Self {
             fence,
             rule: prepared.rule,
@@ -117,11 +122,11 @@ impl Job {
     }
 
     pub(super) fn extend(&self, until: BootMs) {
-        say(self.control.as_raw_fd(), &ToGuard::Extend(until));
+        tell_guard(self.control.as_raw_fd(), &ToGuard::Extend(until));
     }
 
     pub(super) fn end(&self, cause: Cause) {
-        say(self.control.as_raw_fd(), &ToGuard::End(cause));
+        tell_guard(self.control.as_raw_fd(), &ToGuard::End(cause));
     }
 
     /// Adds what must be polled for this job.
@@ -139,7 +144,27 @@ impl Job {
 
     pub(super) fn is_over(&self) -> bool {
         let drained = self.pipes.iter().all(Option::is_none);
-        self.ended.as_ref().is_some_and(|e| drained || clock::boot_ms() >= e.at + DRAIN_MS)
+        let now = clock::boot_ms();
+        self.ended.as_ref().is_some_and(|e| match e.how {
+            How::Lost { proven: false } => now >= e.at + ORPHANS_MS,
+            _ => drained || now >= e.at + DRAIN_MS,
+        })
+    }
+
+    pub(super) fn guard_pid(&self) -> i32 {
+        self.guard.id() as i32
+    }
+
+    /// Whether its guard died before the job, and nothing proves yet that the job is gone.
+    pub(super) fn has_orphans(&self) -> bool {
+        matches!(self.ended, Some(Ended { how: How::Lost { proven: false }, .. }))
+    }
+
+    /// The executor has no child left but guards: nothing of this job is there any more.
+    pub(super) fn orphans_are_gone(&mut self) {
+        if let Some(Ended { how: How::Lost { proven }, .. }) = &mut self.ended {
+            *proven = true;
+        }
     }
 
     /// Reads what is there, from both pipes alike, and what the guard says.
@@ -192,10 +217,7 @@ impl Job {
             }
             Some(FromGuard::SpawnFailed { step, errno }) => How::Spawn(step, errno),
             Some(FromGuard::Ended(end)) => How::Guard(end),
-            None => {
-                super::sweep::kill_marked(&format!("DUNLIN_FENCE={}", self.fence));
-                How::Lost
-            }
+            None => How::Lost { proven: false },
         };
         self.ended = Some(Ended { at, how });
         true
@@ -241,7 +263,8 @@ impl Job {
         let end = match self.ended.as_ref().map(|e| &e.how) {
             Some(How::Guard(end)) => end,
             Some(How::Spawn(step, errno)) => return Outcome::SpawnFailed { step: *step, errno: *errno },
-            Some(How::Lost) | None => return Outcome::AgentInternal,
+            Some(How::Lost { proven: false }) => return Outcome::Stuck,
+            Some(How::Lost { proven: true }) | None => return Outcome::AgentInternal,
         };
         if end.stuck {
             return Outcome::Stuck;
@@ -271,9 +294,12 @@ impl Job {
     }
 }
 
-fn say(control: RawFd, message: &ToGuard) {
-    let bytes = postcard::to_stdvec(message).unwrap_or_default();
-    if let Err(error) = sys::send(control, &bytes) {
+fn say(control: RawFd, message: &ToGuard) -> std::io::Result<()> {
+    sys::send(control, &postcard::to_stdvec(message).unwrap_or_default())
+}
+
+fn tell_guard(control: RawFd, message: &ToGuard) {
+    if let Err(error) = say(control, message) {
         // A guard that is gone is noticed by the end of its socket.
         tracing::debug!(%error, "a guard did not take a message");
     }

@@ -52,7 +52,7 @@ pub fn sweep(data: &Path) -> Result<usize, SweepError> {
 }
 
 /// Kills every process whose environment has exactly this entry; returns how many there were.
-pub(super) fn kill_marked(mark: &str) -> usize {
+fn kill_marked(mark: &str) -> usize {
     let mut found = 0;
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };

@@ -146,6 +146,18 @@ pub(super) fn kill(pid: i32, signal: i32) {
     unsafe { libc::kill(pid, signal) };
 }
 
+/// Makes this process the parent of every orphan below it.
+pub(super) fn become_subreaper() -> io::Result<()> {
+    // SAFETY: sets an attribute of this process; no memory is involved.
+    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }).map(drop)
+}
+
+/// Collects a child that has ended; one that has not, or is none of ours, is no error.
+pub(super) fn reap(pid: i32) {
+    // SAFETY: no status is asked for.
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) };
+}
+
 /// Bytes free for us on the file system of `path`.
 pub(super) fn free_bytes(path: &std::path::Path) -> io::Result<u64> {
     let path = c_string(&path.to_string_lossy())?;
@@ -159,6 +171,11 @@ pub(super) fn free_bytes(path: &std::path::Path) -> io::Result<u64> {
 
 /// Every process below `root`: pid of each, parents first. By /proc/PID/stat, field 4 (proc(5)).
 pub(super) fn descendants(root: i32) -> Vec<i32> {
+    descendants_but(root, &[])
+}
+
+/// The same without the processes in `but` and what is below them.
+pub(super) fn descendants_but(root: i32, but: &[i32]) -> Vec<i32> {
     let mut parents = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
@@ -173,7 +190,8 @@ pub(super) fn descendants(root: i32) -> Vec<i32> {
     let mut at = 0;
     while at < found.len() {
         let above = found[at];
-        found.extend(parents.iter().filter(|(_, parent)| *parent == above).map(|(pid, _)| *pid));
+        let below = parents.iter().filter(|(pid, parent)| *parent == above && !but.contains(pid));
+        found.extend(below.map(|(pid, _)| *pid));
         at += 1;
     }
     found.remove(0);

@@ -38,6 +38,23 @@ fn what_a_job_leaves_behind_is_killed_and_counted() {
 }
 
 #[test]
+fn a_job_that_kills_its_guard_dies_with_everything_it_started() {
+    let (_dir, fleet) = fleet();
+    let _hub = fleet.start_hub().unwrap();
+    let _a = fleet.add_agent("a", &["--max-concurrent", "2"]).unwrap();
+    let other = sh(&fleet, "sleep 3; echo untouched", json!({"maxAttempts": 1}));
+    fleet.wait_state(&other, &["running"]);
+    // An orphan with another session, no environment, and the guard gone.
+    let script =
+        "setsid env -i /bin/sh -c 'while :; do sleep 7776.5; done' & sleep 0.3; kill -9 $PPID; sleep 7776.5";
+    let id = sh(&fleet, script, json!({"maxAttempts": 1}));
+    let task = fleet.wait_ended(&id);
+    assert_eq!(Fleet::outcome(&task), "agent_internal", "{task:#}");
+    assert!(!runs("7776.5"), "an orphan survived");
+    assert_eq!(Fleet::outcome(&fleet.wait_ended(&other)), "ok", "the other job is not touched");
+}
+
+#[test]
 fn both_streams_at_once_keep_head_and_tail() {
     let (_dir, fleet) = fleet();
     let _hub = fleet.start_hub().unwrap();
@@ -95,15 +112,15 @@ fn a_job_sees_a_clean_environment_and_no_descriptors() {
     let _hub = fleet.start_hub().unwrap();
     fleet.enrol("a", &[]).unwrap();
     let _a = fleet.start_agent_with("a", &[("AGENT_SECRET", "hunter2")]).unwrap();
-    let script = "env | cut -d= -f1 | sort | tr '\\n' ' '; ls /proc/$$/fd | tr '\\n' ' '; readlink /proc/$$/fd/0; umask; grep NoNewPrivs /proc/$$/status; grep -E 'Sig(Blk|Ign)' /proc/$$/status";
+    let script = "env | cut -d= -f1 | sort | tr '\\n' ' '; ls /proc/$$/fd | tr '\\n' ' '; readlink /proc/$$/fd/0; umask; grep -E 'NoNewPrivs|Sig(Blk|Ign)' /proc/self/status";
     let id = fleet.submit(&["/bin/sh", "-c", script], json!({})).unwrap();
     let task = fleet.wait_ended(&id);
     let out = fleet.command("dunlin").args(["task", "logs", &id]).output().unwrap();
     let text = String::from_utf8(out.stdout).unwrap();
     let want = "DUNLIN_AGENT DUNLIN_ATTEMPT DUNLIN_FENCE DUNLIN_TASK_ID HOME LANG PATH PWD ";
     assert!(text.starts_with(want), "{text}");
-    assert!(text.contains("0 1 2 /dev/null\n0077\nNoNewPrivs:\t1\n"), "{text}");
-    assert!(text.contains("SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000"), "{text}");
+    assert!(text.contains("0 1 2 /dev/null\n0077\n"), "{text}");
+    assert!(text.contains("SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\nNoNewPrivs:\t1"), "{text}");
     let scratch = fleet.data("a").join("scratch");
     let left = std::fs::read_dir(&scratch).map_or(0, |d| d.count());
     assert_eq!((left, &task["status"]), (0, &json!("done")), "the scratch directory is gone");

@@ -197,7 +197,8 @@ fn rule(raw: RawRule, policy: &Policy, signing: Signing, source: &Source<'_>) ->
     };
     let unmet = unmet(&raw, policy, signing).map_err(|m| err(&m))?;
     let matcher = |raw| matcher(raw, policy).map_err(|m| err(&m));
-    let ceiling = timeout_ms_max.unwrap_or(policy.ceilings.timeout_ms);
+    // A rule that names its timeout and no more means just that.
+    let ceiling = timeout_ms_max.or(timeout_ms).unwrap_or(policy.ceilings.timeout_ms);
     Ok(Rule {
         program,
         sha256,
@@ -213,6 +214,7 @@ fn rule(raw: RawRule, policy: &Policy, signing: Signing, source: &Source<'_>) ->
         output,
         on_output_limit,
         unicode: raw.unicode,
+        launcher: raw.launcher,
         id: raw.id,
     })
 }
@@ -266,10 +268,11 @@ fn matcher(raw: RawMatcher, policy: &Policy) -> Result<Matcher, String> {
     };
     match (table.re, table.int, table.one_of, table.path) {
         (Some(re), None, None, None) => {
-            let whole = Regex::new(&format!(r"\A(?:{re})\z"));
+            // Alone first: one with an unbalanced bracket could leave the anchors that are put around it.
+            let whole = Regex::new(&re).and_then(|_| Regex::new(&format!(r"\A(?:{re})\z")));
             whole.map(|re| Matcher::Re(re, table.dash)).map_err(|e| format!("re `{re}`: {e}"))
         }
-        (None, Some([low, high]), None, None) if low <= high => Ok(Matcher::Int(low, high)),
+        (None, Some([low, high]), None, None) if low <= high => Ok(Matcher::Int(low, high, table.dash)),
         (None, Some(_), None, None) => Err("int needs its lower bound first".into()),
         (None, None, Some(choices), None) if !choices.is_empty() => Ok(Matcher::OneOf(choices)),
         (None, None, None, Some(path)) => {

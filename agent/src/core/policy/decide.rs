@@ -67,7 +67,11 @@ fn shape(request: Request<'_>) -> Result<(), Denial> {
         return Err(Denial::Malformed);
     }
     let env: usize = request.env.iter().map(|(k, v)| k.len() + v.len()).sum();
-    if request.argv.len() > ARGV_MAX || request.argv.iter().any(|a| a.len() > ARG_BYTES_MAX) {
+    let argv: usize = request.argv.iter().map(String::len).sum();
+    if argv > dunlin_wire::limits::JOB_BYTES_MAX
+        || request.argv.len() > ARGV_MAX
+        || request.argv.iter().any(|a| a.len() > ARG_BYTES_MAX)
+    {
         return Err(Denial::ArgumentLength);
     }
     if env > dunlin_wire::limits::JOB_BYTES_MAX || request.env.len() > dunlin_wire::limits::ENV_MAX {
@@ -143,8 +147,16 @@ fn text(arg: &str, unicode: bool) -> Result<(), Denial> {
         match c {
             '\0' => return Err(Denial::ArgumentNul),
             c if c.is_control() => return Err(Denial::ArgumentControl),
-            // Zero-width and bidirectional: what is read is not what is there.
-            '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => {
+            // Zero-width, bidirectional, separators, tags: what is read is not what is there.
+            '\u{ad}'
+            | '\u{61c}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}' => {
                 return Err(Denial::ArgumentCharset);
             }
             c if !c.is_ascii() && !unicode => return Err(Denial::ArgumentCharset),
@@ -158,7 +170,8 @@ fn element<'a>(policy: &'a Policy, matcher: &Matcher, arg: &str) -> Result<Optio
     let hit = match matcher {
         Matcher::Literal(text) => arg == text,
         Matcher::OneOf(choices) => choices.iter().any(|c| c == arg),
-        Matcher::Int(low, high) => {
+        Matcher::Int(_, _, false) if arg.starts_with('-') => return Err(Denial::ArgumentOption),
+        Matcher::Int(low, high, _) => {
             arg.parse::<i64>().is_ok_and(|n| n.to_string() == arg && (*low..=*high).contains(&n))
         }
         Matcher::Re(_, false) if arg.starts_with('-') => return Err(Denial::ArgumentOption),

@@ -11,6 +11,7 @@ pub mod units;
 
 pub use compile::{PolicyError, lint};
 pub use decide::{Allowed, Operand, Request, decide};
+pub(crate) use names::is_launcher;
 
 use dunlin_wire::job::Denial;
 use regex_lite::Regex;
@@ -80,8 +81,8 @@ pub enum Matcher {
     Literal(String),
     /// The whole element matches; `dash` lets it begin with `-`.
     Re(Regex, bool),
-    /// A canonical decimal in these bounds, both included.
-    Int(i64, i64),
+    /// A canonical decimal in these bounds, both included; `dash` lets it be negative.
+    Int(i64, i64, bool),
     /// One of these.
     OneOf(Vec<String>),
     /// An absolute path beneath this root.
@@ -130,6 +131,8 @@ pub struct Rule {
     pub on_output_limit: OnOutputLimit,
     /// Non-ASCII letters are taken.
     pub unicode: bool,
+    /// The program may run other programs.
+    pub launcher: bool,
 }
 
 /// A policy that is in order.

@@ -4,6 +4,19 @@
 const LAUNCHERS: &[&str] = &[
     "ash",
     "awk",
+    "at",
+    "batch",
+    "chrt",
+    "csh",
+    "fish",
+    "flock",
+    "lua",
+    "luajit",
+    "numactl",
+    "pkexec",
+    "screen",
+    "tcsh",
+    "tmux",
     "bash",
     "busybox",
     "chroot",
@@ -71,7 +84,7 @@ const LAUNCHERS: &[&str] = &[
 ];
 
 /// Whether the program of this path is a launcher: by its name, versions (`python3.11`) and loaders (`ld-linux*`) too.
-pub(super) fn is_launcher(program: &str) -> bool {
+pub(crate) fn is_launcher(program: &str) -> bool {
     let name = program.rsplit('/').next().unwrap_or(program);
     let stem = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
     name.starts_with("ld-")
@@ -117,6 +130,12 @@ const VARIABLES: &[&str] = &[
     "WATCHDOG_USEC",
     "XDG_RUNTIME_DIR",
     "JDK_JAVA_OPTIONS",
+    "_JAVA_OPTIONS",
+    "OPENSSL_CONF",
+    "OPENSSL_ENGINES",
+    "OPENSSL_MODULES",
+    "CUDA_INJECTION64_PATH",
+    "CUDA_INJECTION32_PATH",
     "EDITOR",
     "VISUAL",
     "PAGER",

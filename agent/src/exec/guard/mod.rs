@@ -127,7 +127,7 @@ impl Guard {
         let Ok(ToGuard::Spec(spec)) = postcard::from_bytes(&first) else { return Ok(None) };
         // SAFETY: none of these calls takes memory from us beyond live locals; this process has one thread.
         let (signals, timer, me) = unsafe {
-            sys::check(libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))?;
+            sys::become_subreaper()?;
             libc::setsid();
             let mut set: libc::sigset_t = std::mem::zeroed();
             libc::sigfillset(&mut set);

@@ -4,6 +4,7 @@
 //! network, the journal, and the fuller sandbox (own uid, mount namespace, seccomp), for which the policy's rules are
 //! denied rather than run with less.
 
+mod cgroup;
 pub mod guard;
 mod kernel;
 pub mod message;
@@ -158,7 +159,9 @@ impl Machine {
             sys::kill(*pid, libc::SIGKILL);
             sys::reap(*pid);
         }
-        if orphans.is_empty() {
+        let mut empty = orphans.is_empty();
+        self.jobs.values().for_each(|job| empty &= job.kill_cgroup());
+        if empty {
             self.jobs.values_mut().for_each(Job::orphans_are_gone);
         }
     }

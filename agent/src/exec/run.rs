@@ -1,11 +1,12 @@
 //! One job: its guard, its pipes, what it wrote, and the report in the end.
 
+use super::cgroup::Cgroup;
 use super::guard::{self, Cause, FromGuard, Spec, ToGuard};
 use super::message::{EndCause, FromExec, Work};
 use super::output::HeadTail;
 use super::{LAYERS, Prepared, sys};
 use crate::clock::{self, BootMs};
-use dunlin_wire::job::{Limit, Outcome, Report, SpawnStep, Stream, TimeoutPhase, Usage};
+use dunlin_wire::job::{Limit, Outcome, Report, SpawnStep, Stream, TimeoutPhase, Usage, layer};
 use dunlin_wire::{Fence, limits};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -32,6 +33,7 @@ pub(super) struct Job {
     overflowed: bool,
     ended: Option<Ended>,
     scratch: Option<PathBuf>,
+    cgroup: Option<Cgroup>,
     lock: PathBuf,
 }
 
@@ -92,7 +94,9 @@ impl Job {
             wired.push((sys::dup_high(fd.as_fd()).map_err(failed(SpawnStep::Guard))?, number));
         }
         let guard = spawn_guard(wired).map_err(failed(SpawnStep::Guard))?;
+        let cgroup = Cgroup::make(&format!("{}{fence}", super::sweep::prefix(data)));
         let spec = Spec {
+            cgroup: cgroup.as_ref().map(|c| c.dir().to_owned()),
             env: environment(&prepared.work, scratch.as_deref(), data),
             argv: prepared.work.shell.argv,
             script: prepared.opened.script,
@@ -117,6 +121,7 @@ impl Job {
             overflowed: false,
             ended: None,
             scratch,
+            cgroup,
             lock: lock_path,
         })
     }
@@ -158,6 +163,16 @@ impl Job {
     /// Whether its guard died before the job, and nothing proves yet that the job is gone.
     pub(super) fn has_orphans(&self) -> bool {
         matches!(self.ended, Some(Ended { how: How::Lost { proven: false }, .. }))
+    }
+
+    /// Kills what is left in the cgroup of a job whose guard died; `true` when nothing is.
+    pub(super) fn kill_cgroup(&self) -> bool {
+        let Some(cgroup) = self.cgroup.as_ref().filter(|_| self.has_orphans()) else { return true };
+        let empty = cgroup.kill();
+        if empty {
+            cgroup.remove();
+        }
+        empty
     }
 
     /// The executor has no child left but guards: nothing of this job is there any more.
@@ -245,7 +260,7 @@ impl Job {
             rule: Some(self.rule),
             policy,
             timeout_ms: Some(self.timeout_ms),
-            sandbox: LAYERS,
+            sandbox: LAYERS | if self.cgroup.is_some() { layer::CGROUP } else { 0 },
             usage: Usage {
                 duration_ms: end.duration_ms,
                 user_ms: end.user_ms,

@@ -1,5 +1,6 @@
 //! After a restart: nothing that an earlier agent started may still run when its end is reported.
 
+use super::cgroup::Cgroup;
 use super::sys;
 use crate::clock;
 use ring::digest::{SHA256, digest};
@@ -13,6 +14,11 @@ const WAIT_MS: u64 = 10_000;
 #[derive(Debug, thiserror::Error)]
 #[error("{0}: a job of an earlier start is still running and cannot be killed; reboot the board")]
 pub struct SweepError(PathBuf);
+
+/// What the names of our jobs' cgroups begin with.
+pub(super) fn prefix(data: &Path) -> String {
+    format!("{}-", marker(data).replace("DUNLIN_AGENT=", "dunlin-"))
+}
 
 /// The variable by which a job of the agent on `data` is known.
 pub(super) fn marker(data: &Path) -> String {
@@ -41,12 +47,14 @@ pub fn sweep(data: &Path) -> Result<usize, SweepError> {
         let _ = std::fs::remove_file(&path);
     }
     let mark = marker(data);
-    while kill_marked(&mark) > 0 {
+    let cgroups = Cgroup::all(&prefix(data));
+    while kill_marked(&mark) > 0 || cgroups.iter().any(|c| !c.kill()) {
         if clock::boot_ms() >= deadline {
             return Err(SweepError(data.join("run")));
         }
         pause();
     }
+    cgroups.iter().for_each(Cgroup::remove);
     let _ = std::fs::remove_dir_all(data.join("scratch"));
     Ok(left)
 }

@@ -227,8 +227,13 @@ impl Task {
             // the task was not granted again.
             Some(End::Lost(_)) if state != State::Queued => return Err(Refusal::State(state)),
             Some(End::Lost(_)) => {
+                let denied = matches!(report.outcome, Outcome::Denied { .. });
                 last.end = Some(End::Reported(report));
-                return Ok(if ok { self.done(cx) } else { Change::Noted });
+                return Ok(match ok {
+                    true => self.done(cx),
+                    false if denied && !elsewhere => self.give_up(DeadReason::Denied, cx),
+                    false => Change::Noted,
+                });
             }
             None => {}
         }
@@ -447,6 +452,8 @@ mod tests {
     fn what_comes_late_counts_only_while_nobody_else_has_it() {
         check("grant 1, accept 1, lost 1, ok 1", State::Done, Ok(Change::Ended));
         check("grant 1, accept 1, lost 1, exit 1", State::Queued, Ok(Change::Noted));
+        check("grant 1, lost 1, denied 1", State::Queued, Ok(Change::Noted));
+        check("grant 1, lost 1, refused 1", State::Failed, Ok(Change::Ended));
         check("grant 1, accept 1, cancel, ok 1", State::Cancelled, Ok(Change::Noted));
         let (task, _) = run(1, Delivery::AtLeastOnce, "grant 1, accept 1, lost 1, ok 1");
         assert_eq!(task.state, State::Failed, "it was given up when it was lost");

@@ -55,6 +55,31 @@ fn a_job_that_kills_its_guard_dies_with_everything_it_started() {
 }
 
 #[test]
+fn an_orphan_of_agent_and_guard_is_killed_by_the_next_start() {
+    let (_dir, fleet) = fleet();
+    let _hub = fleet.start_hub().unwrap();
+    let mut a = fleet.add_agent("a", &[]).unwrap();
+    let probe = fleet.submit(&["/usr/bin/uname", "-a"], json!({})).unwrap();
+    let layers = fleet.wait_ended(&probe)["attempts"][0]["outcome"]["sandbox"].clone();
+    if !layers.as_array().unwrap().contains(&json!("cgroup")) {
+        eprintln!(
+            "no cgroup can be made here, so an orphan without its environment cannot be found: {layers}"
+        );
+        return;
+    }
+    let script = "setsid env -i /bin/sh -c 'while :; do sleep 7777.5; done' & while ! test -e go7778; do sleep 0.05; done; kill -9 $PPID; sleep 9";
+    sh(&fleet, script, json!({"maxAttempts": 1}));
+    until("the orphan-to-be runs", || runs("sleep\x007777.5").then_some(()));
+    a.proc.signal("STOP");
+    std::fs::write(fleet.dir().join("work/go7778"), "").unwrap();
+    until("guard and lead are gone", || (!runs("go7778")).then_some(()));
+    assert!(runs("sleep\x007777.5"), "nobody was there to kill it");
+    a.proc.kill();
+    let _a = fleet.start_agent("a").unwrap();
+    until("the next start kills it", || (!runs("7777.5")).then_some(()));
+}
+
+#[test]
 fn both_streams_at_once_keep_head_and_tail() {
     let (_dir, fleet) = fleet();
     let _hub = fleet.start_hub().unwrap();

@@ -1,6 +1,7 @@
 //! From fork to exec. Any step that fails is reported with its errno, and nothing is run.
 
 use super::{CWD, PROGRAM, STDERR, STDOUT, Spec};
+use crate::exec::cgroup::Cgroup;
 use crate::exec::sys;
 use dunlin_wire::job::SpawnStep;
 use std::ffi::CString;
@@ -66,6 +67,9 @@ fn become_job(spec: &Spec, argv: &[CString], env: &[CString], errors: RawFd, gua
             return (SpawnStep::Signals, errno());
         }
         libc::umask(0o077);
+        if let Some(Err(error)) = spec.cgroup.as_deref().map(|dir| Cgroup::at(dir).join()) {
+            return (SpawnStep::Cgroup, error.raw_os_error().unwrap_or(libc::EIO));
+        }
         if libc::fchdir(CWD) == -1 {
             return (SpawnStep::Cwd, errno());
         }

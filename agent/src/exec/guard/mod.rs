@@ -6,12 +6,14 @@
 
 mod child;
 
+use super::cgroup::Cgroup;
 use super::sys;
 use crate::clock::{self, BootMs};
 use crate::exec::message::EndCause;
 use dunlin_wire::job::{Interruption, SpawnStep};
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 
 /// The control socket's descriptor in the guard.
 pub(super) const CONTROL: RawFd = 3;
@@ -55,6 +57,7 @@ pub(super) struct Spec {
     pub lease_until: BootMs,
     pub file_size: Option<u64>,
     pub nofile: Option<u64>,
+    pub cgroup: Option<PathBuf>,
 }
 
 /// Why a job is ended by us.
@@ -174,6 +177,9 @@ impl Guard {
             let now = clock::boot_ms();
             let empty = self.reap();
             if empty {
+                if let Some(cgroup) = self.cgroup() {
+                    cgroup.remove();
+                }
                 self.report(false, now);
                 return 0;
             }
@@ -226,11 +232,18 @@ impl Guard {
         if over || self.kill_at.is_some_and(|at| at <= now) {
             self.end.killed |= !self.lead_gone;
             let since = *self.killing_since.get_or_insert(now);
+            if let Some(cgroup) = self.cgroup() {
+                cgroup.kill();
+            }
             sys::descendants(self.me).into_iter().for_each(|pid| sys::kill(pid, libc::SIGKILL));
             if now >= since + KILL_MS && !self.reported {
                 self.report(true, now);
             }
         }
+    }
+
+    fn cgroup(&self) -> Option<Cgroup> {
+        self.spec.cgroup.as_deref().map(Cgroup::at)
     }
 
     fn ask(&mut self, cause: Cause, now: BootMs) {

@@ -164,26 +164,28 @@ impl Agent {
             let now = clock::boot_ms();
             let due = self.core.poll_timeout().unwrap_or(BootMs::MAX).min(self.sampled_at + SAMPLE_MS);
             let wait = Duration::from_millis(due.saturating_sub(now).min(60_000));
-            let changed = runtime.block_on(async {
-                tokio::select! {
-                    n = inbox.recv_many(&mut waiting, BATCH_MAX) => n == 0,
-                    _ = self.link_state.changed() => false,
-                    () = tokio::time::sleep(wait) => false,
-                }
-            });
-            anyhow::ensure!(!changed, "the link and the executor are gone");
+            // Whether the link's state is another. A link that is gone must end the loop, not make it spin.
+            let mut look = runtime
+                .block_on(async {
+                    tokio::select! {
+                        n = inbox.recv_many(&mut waiting, BATCH_MAX) => (n > 0).then_some(false),
+                        changed = self.link_state.changed() => changed.is_ok().then_some(true),
+                        () = tokio::time::sleep(wait) => Some(false),
+                    }
+                })
+                .context("the link or the executor is gone")?;
             let now = clock::boot_ms();
             if now >= self.sampled_at + SAMPLE_MS {
                 self.sampled_at = now;
                 waiting.push(Event::Sample(self.host.sample()));
-                self.write_status();
+                look = true;
             }
             for event in waiting.drain(..) {
                 let event = self.check_room(event);
                 self.core.handle(event, now, &mut out);
             }
             self.core.handle_timeout(now, &mut out);
-            if self.link_state.has_changed().unwrap_or(false) {
+            if look {
                 self.write_status();
             }
         }

@@ -1,4 +1,4 @@
-//! `dunlin-bench`: see BENCH in ARCHITECTURE.md for what each figure means.
+//! `dunlin-bench`: each module says what its figures mean and beside what they stand.
 
 use std::process::ExitCode;
 

@@ -157,9 +157,6 @@ pub enum ApiRefusal {
     /// A node of that name is enrolled.
     #[error("node `{0}` is enrolled already; revoke it first, or choose another name")]
     NodeExists(NodeName),
-    /// The node was revoked.
-    #[error("node `{0}` is revoked")]
-    NodeRevoked(NodeName),
     /// Too many tasks wait.
     #[error("the queue holds {0} tasks, its limit; cancel some or wait")]
     QueueFull(u64),

@@ -13,6 +13,7 @@ pub mod limits;
 pub mod message;
 pub mod outcome;
 pub mod ticket;
+pub mod units;
 pub mod version;
 
 pub use close::CloseCode;

@@ -1,8 +1,9 @@
 //! `policy check` and `policy test`: the same code that decides on the board.
 
-use crate::core::policy::{self, Request, units};
+use crate::core::policy::{self, Request};
 use crate::exec;
 use dunlin_wire::job::Denial;
+use dunlin_wire::units;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;

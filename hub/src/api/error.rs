@@ -59,7 +59,6 @@ impl From<ApiRefusal> for ApiError {
             }
             ApiRefusal::IllegalMove { .. } => (StatusCode::CONFLICT, "illegal_state"),
             ApiRefusal::NodeExists(_) => (StatusCode::CONFLICT, "node_exists"),
-            ApiRefusal::NodeRevoked(_) => (StatusCode::CONFLICT, "node_revoked"),
             ApiRefusal::QueueFull(_) => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
             ApiRefusal::StorageFull => (StatusCode::INSUFFICIENT_STORAGE, "storage_full"),
             ApiRefusal::StoreFailed => (StatusCode::SERVICE_UNAVAILABLE, "store_failed"),

@@ -227,11 +227,7 @@ pub(super) enum NodeCommand {
 
 /// Milliseconds of `250ms`, `10s`, `2m`, `1h`.
 fn duration(text: &str) -> Result<u64, String> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let scale = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)].iter().find(|(u, _)| *u == unit);
-    let ms = scale.and_then(|(_, scale)| number.parse::<u64>().ok()?.checked_mul(*scale));
-    ms.ok_or_else(|| "write it like 250ms, 10s, 2m or 1h".to_owned())
+    dunlin_wire::units::duration_ms(text).ok_or_else(|| "write it like 250ms, 10s, 2m or 1h".to_owned())
 }
 
 #[cfg(test)]

@@ -79,13 +79,6 @@ impl Node {
     pub fn capacity(&self) -> u32 {
         self.spec.slots.min(self.slots)
     }
-
-    /// Whether it has what `required` asks for.
-    pub fn has_tags(&self, required: &[Tag]) -> bool {
-        required
-            .iter()
-            .all(|tag| self.spec.tags.iter().chain(&self.capabilities).any(|held| tag.matches(held)))
-    }
 }
 
 /// A ticket that was made.

@@ -137,14 +137,14 @@ fn a_job_sees_a_clean_environment_and_no_descriptors() {
     let _hub = fleet.start_hub().unwrap();
     fleet.enrol("a", &[]).unwrap();
     let _a = fleet.start_agent_with("a", &[("AGENT_SECRET", "hunter2")]).unwrap();
-    let script = "env | cut -d= -f1 | sort | tr '\\n' ' '; ls /proc/$$/fd | tr '\\n' ' '; readlink /proc/$$/fd/0; umask; grep -E 'NoNewPrivs|Sig(Blk|Ign)' /proc/self/status";
+    let script = "env | cut -d= -f1 | sort | tr '\\n' ' '; ls /proc/$$/fd; readlink /proc/$$/fd/0; umask; grep -E 'NoNewPrivs|Sig(Blk|Ign)' /proc/self/status";
     let id = fleet.submit(&["/bin/sh", "-c", script], json!({})).unwrap();
     let task = fleet.wait_ended(&id);
     let out = fleet.command("dunlin").args(["task", "logs", &id]).output().unwrap();
     let text = String::from_utf8(out.stdout).unwrap();
     let want = "DUNLIN_AGENT DUNLIN_ATTEMPT DUNLIN_FENCE DUNLIN_TASK_ID HOME LANG PATH PWD ";
     assert!(text.starts_with(want), "{text}");
-    assert!(text.contains("0 1 2 /dev/null\n0077\n"), "{text}");
+    assert!(text.contains(" 0\n1\n2\n/dev/null\n0077\n"), "{text}");
     assert!(text.contains("SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\nNoNewPrivs:\t1"), "{text}");
     let scratch = fleet.data("a").join("scratch");
     let left = std::fs::read_dir(&scratch).map_or(0, |d| d.count());

@@ -2,9 +2,9 @@
 
 use super::names::{is_forbidden_variable, is_launcher};
 use super::raw::{RawMatcher, RawPolicy, RawRule};
-use super::{Ceilings, Matcher, OnOutputLimit, PathKind, Policy, Root, Rule, Signing, TIMEOUT_MS, units};
+use super::{Ceilings, Matcher, OnOutputLimit, PathKind, Policy, Root, Rule, Signing, TIMEOUT_MS};
 use dunlin_wire::job::Denial;
-use dunlin_wire::limits;
+use dunlin_wire::{limits, units};
 use regex_lite::Regex;
 use std::collections::{BTreeMap, BTreeSet};
 

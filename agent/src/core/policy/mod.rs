@@ -7,7 +7,6 @@ mod compile;
 mod decide;
 mod names;
 mod raw;
-pub mod units;
 
 pub use compile::{PolicyError, lint};
 pub use decide::{Allowed, Operand, Request, decide};

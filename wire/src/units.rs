@@ -1,4 +1,4 @@
-//! `250ms`, `10s`, `2m`, `1h`; `512B`, `64KiB`, `8MiB`, `2GiB`.
+//! How people write durations and sizes, the same in every file and on every command line: `250ms`, `10s`, `2m`, `1h`; `512B`, `64KiB`, `8MiB`, `2GiB`.
 
 /// A duration in milliseconds.
 pub fn duration_ms(text: &str) -> Option<u64> {

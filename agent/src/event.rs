@@ -11,8 +11,13 @@ use std::collections::BTreeMap;
 /// Into the core.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// A connection to the hub stands.
-    Connected,
+    /// A connection to the hub stands, or is being made and takes early data.
+    Connected {
+        /// Whether the handshake is not over yet.
+        early: bool,
+    },
+    /// The handshake of an early connection is over, and the hub took what was said.
+    Confirmed,
     /// It is gone.
     Disconnected,
     /// The hub says.

@@ -8,12 +8,14 @@ use crate::stats::Sample;
 use anyhow::{Context, Result, bail};
 use dunlin_hub::clock::micros;
 use dunlin_hub::config::{Config, Overrides};
+use dunlin_hub::link;
 use dunlin_wire::frame::{self, Decoder};
 use dunlin_wire::job::{Outcome, Report};
 use dunlin_wire::message::{Hello, Join, Numbered, Profile, Role, ToAgent, ToHub, Upload};
 use dunlin_wire::ticket::Ticket;
 use dunlin_wire::{ClaimId, limits, version};
 use heed::types::Bytes;
+use rustls::server::NoServerSessionStorage;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
@@ -151,7 +153,11 @@ fn agent(ticket: &Ticket, grants: &Sender<u64>) -> Result<()> {
     let addr = ticket.addrs[0].parse()?;
     runtime.block_on(async {
         let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse()?)?;
-        let config = quinn::ClientConfig::new(Arc::new(dunlin_agent::link::client_tls(&key, ticket.hub)?));
+        let config = quinn::ClientConfig::new(Arc::new(dunlin_agent::link::client_tls(
+            &key,
+            ticket.hub,
+            Default::default(),
+        )?));
         let join = Join { generation: version::GENERATION, invite: ticket.invite, secret: ticket.secret };
         let first = endpoint.connect_with(config.clone(), addr, version::SERVER_NAME)?.await?;
         let mut line = Line::open(&first).await?;
@@ -172,8 +178,6 @@ fn agent(ticket: &Ticket, grants: &Sender<u64>) -> Result<()> {
             slots: 1,
             profile: Profile::Lan,
             policy: [0; 8],
-            unfinished: vec![],
-            claims: vec![],
         };
         line.say(ToHub::Hello(Box::new(hello))).await?;
         let mut claim = 1;
@@ -274,7 +278,13 @@ impl Echo {
         let hub = identity.public();
         std::thread::spawn(move || -> Result<()> {
             tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-                let endpoint = dunlin_hub::link::bind("127.0.0.1:0".parse()?, &identity)?;
+                let setup = link::Setup {
+                    identity: &identity,
+                    sessions: Arc::new(NoServerSessionStorage {}),
+                    lost: Vec::new(),
+                    peers: Arc::default(),
+                };
+                let endpoint = link::bind("127.0.0.1:0".parse()?, setup)?;
                 addr.send(endpoint.local_addr()?)?;
                 let connection = endpoint.accept().await.context("no connection")?.await?;
                 let (mut send, mut recv) = connection.accept_bi().await?;
@@ -290,7 +300,11 @@ impl Echo {
         std::thread::spawn(move || -> Result<()> {
             tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
                 let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse()?)?;
-                let config = quinn::ClientConfig::new(Arc::new(dunlin_agent::link::client_tls(&key, hub)?));
+                let config = quinn::ClientConfig::new(Arc::new(dunlin_agent::link::client_tls(
+                    &key,
+                    hub,
+                    Default::default(),
+                )?));
                 let connection = endpoint.connect_with(config, addr, version::SERVER_NAME)?.await?;
                 let (mut send, mut recv) = connection.open_bi().await?;
                 let mut buffer = [0; 100];

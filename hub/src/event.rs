@@ -15,14 +15,21 @@ pub struct ConnId(pub u64);
 /// Into the loop.
 #[derive(Debug)]
 pub enum Event {
-    /// A device proved that it holds this key.
+    /// A device says that it holds this key.
     Opened {
         /// The connection.
         conn: ConnId,
         /// Its key.
         key: Key,
+        /// Whether the handshake is not over yet: until it is, all of this may be a copy of what the device once said.
+        early: bool,
     },
-    /// A frame of its control stream.
+    /// The handshake of an early connection is over: the device is there.
+    Confirmed {
+        /// The connection.
+        conn: ConnId,
+    },
+    /// A frame of its control stream; an early connection says only what [`dunlin_wire::message::Early`] may carry.
     Control {
         /// The connection.
         conn: ConnId,

@@ -5,9 +5,10 @@ use crate::clock;
 use crate::config::Config;
 use crate::event::{ConnId, Effect, Event};
 use crate::hub::{Hub, Setup};
-use crate::link::{self, Identity, Lines, Outbox};
-use crate::store::{Store, StoreOptions, Token};
+use crate::link::{self, Identity, Lines, Outbox, Peers};
+use crate::store::{Sessions, Store, StoreOptions, Token};
 use anyhow::{Context, Result};
+use dunlin_wire::version;
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 use std::collections::HashMap;
@@ -22,6 +23,8 @@ const EVENTS_MAX: usize = 4096;
 const BATCH_MAX: usize = 1024;
 /// How long a stopping hub waits for each of its parts.
 const STOP: Duration = Duration::from_secs(2);
+/// How often it is kept where agents are.
+const PEERS: Duration = Duration::from_secs(1);
 
 /// Runs the hub until it is told to stop.
 ///
@@ -35,12 +38,19 @@ pub fn serve(config: &Config) -> Result<()> {
     tracing::info!(subsystem = "store", path = %config.data.join("store").display(), "open");
     let identity = Identity::load_or_make(&config.data.join("hub.key"))?;
     owner_token(&store, &config.data)?;
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("the kernel's boot id")?;
+    let now_s = || clock::now().wall / 1000;
+    let sessions = Sessions::open(&config.data.join("sessions"), version::ALPN, boot.trim(), now_s)?;
+    let sessions = Arc::new(sessions);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(run(config, store, identity))
+    runtime.block_on(run(config, store, identity, sessions))
 }
 
-async fn run(config: &Config, store: Arc<Store>, identity: Identity) -> Result<()> {
-    let endpoint = link::bind(config.quic, &identity).with_context(|| format!("QUIC on {}", config.quic))?;
+async fn run(config: &Config, store: Arc<Store>, identity: Identity, sessions: Arc<Sessions>) -> Result<()> {
+    let peers = Arc::new(Peers::default());
+    let lost = sessions.peers()?;
+    let setup = link::Setup { identity: &identity, sessions: sessions.clone(), lost, peers: peers.clone() };
+    let endpoint = link::bind(config.quic, setup).with_context(|| format!("QUIC on {}", config.quic))?;
     let bound = endpoint.local_addr()?;
     let listener = tokio::net::TcpListener::bind(config.http)
         .await
@@ -63,7 +73,8 @@ async fn run(config: &Config, store: Arc<Store>, identity: Identity) -> Result<(
         Driver { hub, inbox, new_outboxes, outboxes: HashMap::new(), newest }.run();
     })?;
     tracing::info!(subsystem = "scheduler", %fleet, "running");
-    let lines = Lines { events: events.clone(), outboxes };
+    let lines = Lines { events: events.clone(), outboxes, peers: peers.clone() };
+    let keeping = tokio::spawn(keep_peers(peers, sessions.clone()));
     let accepting = tokio::spawn(link::accept(endpoint.clone(), lines));
     tracing::info!(subsystem = "quic", addr = %bound, key = %identity.public(), "listening");
     tracing::info!(subsystem = "http", addr = %http, "listening");
@@ -82,7 +93,24 @@ async fn run(config: &Config, store: Arc<Store>, identity: Identity) -> Result<(
         let _ = api.await;
     }
     let _ = tokio::task::spawn_blocking(move || driver.join()).await;
+    keeping.abort();
+    sessions.close()?;
     Ok(())
+}
+
+/// Where agents are is kept for the next process, when it is another than a moment ago.
+async fn keep_peers(peers: Arc<Peers>, sessions: Arc<Sessions>) {
+    let mut kept = None;
+    loop {
+        tokio::time::sleep(PEERS).await;
+        let list = peers.list();
+        if kept.as_ref() != Some(&list) {
+            if let Err(error) = sessions.put_peers(&list) {
+                tracing::warn!(%error, "where agents are was not kept");
+            }
+            kept = Some(list);
+        }
+    }
 }
 
 async fn wait_for(mut stopped: watch::Receiver<bool>) {

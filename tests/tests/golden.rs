@@ -54,6 +54,8 @@ fn messages_to_the_hub() {
         slots: 2,
         profile: Profile::Metered,
         policy: [4; 8],
+    };
+    let holding = ToHub::Holding {
         unfinished: vec![Unfinished { task: task(), fence: Fence(5), ended: true }],
         claims: vec![ClaimId(6)],
     };
@@ -78,6 +80,7 @@ fn messages_to_the_hub() {
         ("Chunk", ToHub::Upload(chunk), GOLDEN[6]),
         ("Outcome", ToHub::Upload(outcome), GOLDEN[7]),
         ("Leaving", ToHub::Leaving, GOLDEN[8]),
+        ("Holding", holding, GOLDEN[9]),
     ] {
         check(what, &numbered(message), golden);
     }
@@ -86,17 +89,12 @@ fn messages_to_the_hub() {
 #[test]
 fn messages_to_the_agent() {
     let fence = Fence(70_000);
-    let welcome = Welcome {
-        generation: 1,
-        heard: 2,
-        slots: 3,
-        heartbeat_ms: 5_000,
-        verdicts: vec![
-            (Fence(1), Verdict::Continue { lease_ms: 30_000, have: [1, 2] }),
-            (Fence(2), Verdict::Abort { cause: AbortCause::LeaseLost }),
-            (Fence(3), Verdict::Ack { verdict: AckVerdict::UnknownTask }),
-        ],
-    };
+    let welcome = Welcome { generation: 1, heard: 2, slots: 3, heartbeat_ms: 5_000 };
+    let verdicts = vec![
+        (Fence(1), Verdict::Continue { lease_ms: 30_000, have: [1, 2] }),
+        (Fence(2), Verdict::Abort { cause: AbortCause::LeaseLost }),
+        (Fence(3), Verdict::Ack { verdict: AckVerdict::UnknownTask }),
+    ];
     let joined = Joined {
         fleet: FleetId([2; 16]),
         node: "n1".parse().unwrap(),
@@ -123,14 +121,15 @@ fn messages_to_the_agent() {
     };
     let cancelled = AbortCause::Cancelled { by: CancelledBy::Halt };
     for (what, message, golden) in [
-        ("Welcome", ToAgent::Welcome(Box::new(welcome)), GOLDEN[9]),
-        ("Joined", ToAgent::Joined(Box::new(joined)), GOLDEN[10]),
-        ("Grant", ToAgent::Grant(Box::new(grant)), GOLDEN[11]),
-        ("Renewed", ToAgent::Renewed { heard: 3, leases: vec![(fence, 30_000)] }, GOLDEN[12]),
-        ("Ack", ToAgent::Ack { fence, verdict: AckVerdict::NotYourLease }, GOLDEN[13]),
-        ("Abort", ToAgent::Abort { fence, cause: cancelled }, GOLDEN[14]),
-        ("Void", ToAgent::Void { claim: ClaimId(4) }, GOLDEN[15]),
-        ("Missing", ToAgent::Missing { fence, have: [1, 2] }, GOLDEN[16]),
+        ("Welcome", ToAgent::Welcome(Box::new(welcome)), GOLDEN[10]),
+        ("Joined", ToAgent::Joined(Box::new(joined)), GOLDEN[11]),
+        ("Grant", ToAgent::Grant(Box::new(grant)), GOLDEN[12]),
+        ("Renewed", ToAgent::Renewed { heard: 3, leases: vec![(fence, 30_000)] }, GOLDEN[13]),
+        ("Ack", ToAgent::Ack { fence, verdict: AckVerdict::NotYourLease }, GOLDEN[14]),
+        ("Abort", ToAgent::Abort { fence, cause: cancelled }, GOLDEN[15]),
+        ("Void", ToAgent::Void { claim: ClaimId(4) }, GOLDEN[16]),
+        ("Missing", ToAgent::Missing { fence, have: [1, 2] }, GOLDEN[17]),
+        ("Verdicts", ToAgent::Verdicts { heard: 2, verdicts }, GOLDEN[18]),
     ] {
         check(what, &message, golden);
     }
@@ -154,13 +153,13 @@ fn closed_lists_keep_their_numbers() {
         Outcome::AgentInternal,
     ];
     let bytes: Vec<String> = outcomes.iter().map(|o| hex(&postcard::to_stdvec(o).unwrap())).collect();
-    assert_eq!(bytes.join(" "), GOLDEN[17]);
-    assert_eq!(Denial::ALL.iter().map(|d| d.as_str()).collect::<Vec<_>>().join(" "), GOLDEN[18]);
+    assert_eq!(bytes.join(" "), GOLDEN[19]);
+    assert_eq!(Denial::ALL.iter().map(|d| d.as_str()).collect::<Vec<_>>().join(" "), GOLDEN[20]);
 }
 
 /// In the order of the tests above.
-const GOLDEN: [&str; 19] = [
-    "8101000102020202020202020202020202020202026e310103030303030303030303030303030303ac0205302e312e300103613a62020204040404040404040102743105010106",
+const GOLDEN: [&str; 21] = [
+    "8101000102020202020202020202020202020202026e310103030303030303030303030303030303ac0205302e312e300103613a6202020404040404040404",
     "810101010101010101010101010101010101010102020202020202020202020202020202",
     "8101020201ac02",
     "810103f0a204",
@@ -169,7 +168,8 @@ const GOLDEN: [&str; 19] = [
     "81010600f0a2040109020102",
     "81010601027431f0a204010301800c010172080808080808080801a09c0105010203040509020307070707070707070000000000000000000000",
     "810107",
-    "000102038827030100b0ea010102020101030204",
+    "8101080102743105010106",
+    "000102038827",
     "0102020202020202020202020202020202026e31010000",
     "0201f0a20402b0ea01027431010002062f62696e2f78017901022f6401014b015601e8070101",
     "030301f0a204b0ea01",
@@ -177,6 +177,7 @@ const GOLDEN: [&str; 19] = [
     "05f0a2040001",
     "0604",
     "07f0a2040102",
+    "0802030100b0ea010102020101030204",
     "00 0101 0201 0301 0400 0526 060c04 07 08 0902 0a03 0b 0c",
     "malformed not_absolute not_allowlisted argument argument_option argument_path argument_nul argument_control argument_charset argument_length env cwd user timeout_over_ceiling output_over_ceiling program_missing program_untrusted program_setid program_digest shell_disabled shell_unsigned signature_missing signature_invalid key_unknown key_revoked key_scope audience not_yet_valid expired replayed attempts_exhausted clock_untrusted replay_store_full sandbox_unavailable capability_missing busy draining disk_full policy_invalid",
 ];

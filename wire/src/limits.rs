@@ -26,6 +26,10 @@ pub const JOB_BYTES_MAX: usize = 128 * 1024;
 pub const PATH_BYTES_MAX: usize = 4096;
 /// Most claims, fences or unfinished attempts listed in one message.
 pub const LIST_MAX: usize = 256;
+/// Most capabilities a node announces.
+pub const CAPABILITIES_MAX: usize = 64;
+/// Frames that may come in early data: `Hello`, and claims.
+pub const EARLY_MAX: usize = 4;
 /// Tasks a node may hold at once (claimed + running): 1 to this.
 pub const CONCURRENT_MAX: u32 = 100;
 /// Attempts of a task: 1 to this.

@@ -55,6 +55,40 @@ pub enum ToHub {
     Upload(Upload),
     /// The agent shuts down in order and will not renew.
     Leaving,
+    /// What the agent holds from before this connection. Once on each, when the handshake is over: never early.
+    Holding {
+        /// Every attempt the agent has on disk that the hub has not acknowledged.
+        unfinished: Vec<Unfinished>,
+        /// Claims that stand, and those whose grant is not on disk yet.
+        claims: Vec<ClaimId>,
+    },
+}
+
+/// A frame that may ride in 0-RTT data, where an attacker can repeat it (RFC 8446 section 8). It can only be made of
+/// a message that is safe there: `Hello` identifies, and a repeated `Claim` gets the same grant again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Early(Numbered);
+
+impl Early {
+    /// The frame.
+    pub fn frame(&self) -> &Numbered {
+        &self.0
+    }
+}
+
+impl TryFrom<Numbered> for Early {
+    type Error = Numbered;
+
+    fn try_from(frame: Numbered) -> Result<Self, Numbered> {
+        if frame.message.may_be_early() { Ok(Self(frame)) } else { Err(frame) }
+    }
+}
+
+impl ToHub {
+    /// Whether repeating it harms nothing.
+    pub fn may_be_early(&self) -> bool {
+        matches!(self, ToHub::Hello(_) | ToHub::Claim { .. })
+    }
 }
 
 /// From the hub. Append only.
@@ -99,6 +133,13 @@ pub enum ToAgent {
         /// Bytes of stdout and stderr that the hub holds from the start without a gap.
         have: [u64; 2],
     },
+    /// Answer to `Holding`: what to do with each unfinished attempt.
+    Verdicts {
+        /// The newest number heard from the agent.
+        heard: u64,
+        /// Each of them.
+        verdicts: Vec<(Fence, Verdict)>,
+    },
 }
 
 /// First message of an enrolled node.
@@ -126,13 +167,9 @@ pub struct Hello {
     pub profile: Profile,
     /// First eight bytes of the SHA-256 of the policy in force.
     pub policy: [u8; 8],
-    /// Every attempt the agent has on disk that the hub has not acknowledged.
-    pub unfinished: Vec<Unfinished>,
-    /// Standing claims that it still holds.
-    pub claims: Vec<ClaimId>,
 }
 
-/// An attempt the agent holds at the time of `Hello`.
+/// An attempt the agent holds from before the connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unfinished {
     /// The task.
@@ -237,8 +274,6 @@ pub struct Welcome {
     pub slots: u32,
     /// Time between heartbeats, in milliseconds.
     pub heartbeat_ms: u64,
-    /// What to do with each unfinished attempt.
-    pub verdicts: Vec<(Fence, Verdict)>,
 }
 
 /// What the hub says of an unfinished attempt.

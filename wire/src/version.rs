@@ -3,17 +3,18 @@
 //!
 //! | generation | change |
 //! |---|---|
-//! | 1 | the first |
+//! | 1 | the first; never released |
+//! | 2 | early data: `Hello` and `Claim` ride in it, what is held follows as `Holding` and is answered by `Verdicts` |
 
 /// The generation this build speaks.
-pub const GENERATION: u16 = 1;
+pub const GENERATION: u16 = 2;
 
 /// The oldest generation this build still serves.
-pub const GENERATION_MIN: u16 = 1;
+pub const GENERATION_MIN: u16 = 2;
 
 /// ALPN of the uplink: `dunlin/<major>.<epoch>`. The epoch is raised when transport parameters change, because a
 /// client that remembers other limits for 0-RTT would break the connection.
-pub const ALPN: &[u8] = b"dunlin/1.1";
+pub const ALPN: &[u8] = b"dunlin/1.2";
 
 /// The fixed server name; identity is the pinned key, not a name.
 pub const SERVER_NAME: &str = "dunlin.invalid";

@@ -96,7 +96,8 @@ impl Core {
     /// Handles one event.
     pub fn handle(&mut self, event: Event, now: BootMs, out: &mut Vec<Effect>) {
         match event {
-            Event::Connected => self.handle_connected(now, out),
+            Event::Connected { early } => self.handle_connected(early, now, out),
+            Event::Confirmed => self.handle_confirmed(now, out),
             Event::Disconnected => self.handle_disconnected(out),
             Event::FromHub(message) => self.handle_hub(message, now, out),
             Event::FromExec(message) => self.handle_exec(message, now, out),

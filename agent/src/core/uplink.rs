@@ -25,11 +25,12 @@ pub(super) struct Link {
     beat_at: BootMs,
     heartbeat_ms: u64,
     slots: u32,
+    early: bool,
     pub(super) welcome: bool,
 }
 
 impl Core {
-    pub(super) fn handle_connected(&mut self, now: BootMs, out: &mut Vec<Effect>) {
+    pub(super) fn handle_connected(&mut self, early: bool, now: BootMs, out: &mut Vec<Effect>) {
         self.forget_prepared(out);
         let connection = self.next_connection;
         self.next_connection += 1;
@@ -44,12 +45,8 @@ impl Core {
             beat_at: now,
             heartbeat_ms: self.setup.profile.heartbeat_ms(),
             slots: self.setup.slots,
+            early,
             welcome: false,
-        });
-        let unfinished = self.attempts.values().map(|a| Unfinished {
-            task: a.record.task.clone(),
-            fence: a.record.fence,
-            ended: a.phase == Phase::Ended,
         });
         let hello = Hello {
             generation: GENERATION,
@@ -63,10 +60,42 @@ impl Core {
             slots: self.own_slots(),
             profile: self.setup.profile,
             policy: self.policy.as_ref().map_or([0; 8], |p| p.digest),
-            unfinished: unfinished.take(limits::LIST_MAX).collect(),
-            claims: self.claims.iter().copied().take(limits::LIST_MAX).collect(),
         };
         self.say(ToHub::Hello(Box::new(hello)), now, out);
+        let mut ids: Vec<ClaimId> = self.claims.iter().copied().take(limits::LIST_MAX).collect();
+        ids.extend(self.new_claims(limits::LIST_MAX - ids.len(), out));
+        if !ids.is_empty() {
+            self.say(ToHub::Claim { ids }, now, out);
+        }
+        if !early {
+            self.say_holding(now, out);
+        }
+    }
+
+    pub(super) fn handle_confirmed(&mut self, now: BootMs, out: &mut Vec<Effect>) {
+        if let Some(link) = self.link.as_mut().filter(|link| link.early) {
+            link.early = false;
+            self.say_holding(now, out);
+        }
+    }
+
+    /// What is on disk, and the claims whose grant is not, or not yet.
+    fn say_holding(&mut self, now: BootMs, out: &mut Vec<Effect>) {
+        let (mut unfinished, mut claims) = (Vec::new(), Vec::new());
+        for attempt in self.attempts.values() {
+            match attempt.phase {
+                Phase::Blocked(_) | Phase::Preparing => claims.push(attempt.record.claim),
+                Phase::Waiting | Phase::Running | Phase::Ended => unfinished.push(Unfinished {
+                    task: attempt.record.task.clone(),
+                    fence: attempt.record.fence,
+                    ended: attempt.phase == Phase::Ended,
+                }),
+            }
+        }
+        claims.extend(&self.claims);
+        unfinished.truncate(limits::LIST_MAX);
+        claims.truncate(limits::LIST_MAX);
+        self.say(ToHub::Holding { unfinished, claims }, now, out);
     }
 
     pub(super) fn handle_disconnected(&mut self, out: &mut Vec<Effect>) {
@@ -82,8 +111,10 @@ impl Core {
                 link.welcome = true;
                 link.heartbeat_ms = welcome.heartbeat_ms.max(1);
                 link.slots = welcome.slots;
-                for (fence, verdict) in welcome.verdicts {
-                    self.handle_verdict(fence, verdict, welcome.heard, now, out);
+            }
+            ToAgent::Verdicts { heard, verdicts } => {
+                for (fence, verdict) in verdicts {
+                    self.handle_verdict(fence, verdict, heard, now, out);
                 }
             }
             ToAgent::Grant(grant) => self.handle_grant(*grant, now, out),
@@ -107,9 +138,11 @@ impl Core {
         }
     }
 
-    /// Says something on the connection, if there is one.
+    /// Says something on the connection, if there is one where it may be said.
     pub(super) fn say(&mut self, message: ToHub, now: BootMs, out: &mut Vec<Effect>) {
-        let Some(link) = self.link.as_mut() else { return };
+        let Some(link) = self.link.as_mut().filter(|link| !link.early || message.may_be_early()) else {
+            return;
+        };
         link.seq += 1;
         if link.sent.len() == SENT_MAX {
             link.sent.pop_front();
@@ -139,27 +172,31 @@ impl Core {
 
     /// One standing claim per free slot.
     pub(super) fn claim(&mut self, now: BootMs, out: &mut Vec<Effect>) {
-        let Some(link) = self.link.as_ref().filter(|link| link.welcome) else { return };
+        if self.is_welcome() {
+            let ids = self.new_claims(limits::LIST_MAX, out);
+            if !ids.is_empty() {
+                self.say(ToHub::Claim { ids }, now, out);
+            }
+        }
+    }
+
+    /// New claims for the slots that have none. Their numbers are on disk before anybody hears of them.
+    fn new_claims(&mut self, most: usize, out: &mut Vec<Effect>) -> Vec<ClaimId> {
+        // What the board's policy allows is not known before the executor said it.
+        let Some(link) = self.link.as_ref().filter(|_| self.policy.is_some()) else { return Vec::new() };
         if self.stop_at.is_some() || self.setup.role == Role::Viewer {
-            return;
+            return Vec::new();
         }
         let slots = self.own_slots().min(link.slots).saturating_sub(self.quarantined) as usize;
         let free = slots.saturating_sub(self.live().count() + self.claims.len());
-        if free == 0 {
-            return;
-        }
-        let mut ids = Vec::new();
-        for _ in 0..free.min(limits::LIST_MAX) {
-            let id = ClaimId(self.next_claim);
-            self.next_claim += 1;
-            self.claims.insert(id);
-            ids.push(id);
-        }
+        let ids: Vec<ClaimId> = (self.next_claim..).map(ClaimId).take(free.min(most)).collect();
+        self.next_claim += ids.len() as u64;
+        self.claims.extend(&ids);
         if self.next_claim > self.claims_reserved {
             self.claims_reserved = self.next_claim + BLOCK;
             out.push(Effect::Store(Write::Claims(self.claims_reserved)));
         }
-        self.say(ToHub::Claim { ids }, now, out);
+        ids
     }
 
     /// How often leases are renewed: at a third of the shortest, and with every heartbeat.

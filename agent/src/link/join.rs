@@ -6,6 +6,7 @@ use dunlin_wire::message::{Join, Joined, Numbered, Profile, ToAgent, ToHub};
 use dunlin_wire::ticket::Ticket;
 use dunlin_wire::version::GENERATION;
 use dunlin_wire::{CloseCode, limits};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -38,13 +39,13 @@ pub enum JoinError {
 /// # Errors
 /// See [`JoinError`].
 pub async fn join(ticket: &Ticket, pkcs8: &[u8]) -> Result<Joined, JoinError> {
-    let client =
-        client_config(pkcs8, ticket.hub, Profile::default()).map_err(|e| JoinError::Key(e.to_string()))?;
+    let client = client_config(pkcs8, ticket.hub, Profile::default(), Arc::default())
+        .map_err(|e| JoinError::Key(e.to_string()))?;
     let mut last = String::new();
     for _ in 0..ROUNDS {
         for addr in &ticket.addrs {
             let failure = match connect(addr, &client).await {
-                Ok((_endpoint, connection)) => match timeout(ANSWER, ask(&connection, ticket)).await {
+                Ok((_endpoint, connection, _)) => match timeout(ANSWER, ask(&connection, ticket)).await {
                     Ok(Some(joined)) => {
                         connection.close(0u32.into(), b"leaving");
                         _endpoint.wait_idle().await;

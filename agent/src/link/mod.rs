@@ -7,13 +7,14 @@ mod session;
 mod tls;
 
 pub use join::{JoinError, join};
-pub use tls::client_config as client_tls;
+pub use tls::{Tickets, client_config as client_tls};
 
 use crate::event::{Effect, Event};
 use crate::store::Store;
 use dunlin_wire::message::{Numbered, Profile};
 use dunlin_wire::{CloseCode, Fence, Key, backoff, version};
-use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, TransportConfig, VarInt};
+use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, TransportConfig, VarInt, ZeroRttAccepted};
+use session::{Ended, Ends};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,8 @@ use tokio::time::timeout;
 
 /// How long one attempt to connect may take.
 const CONNECT: Duration = Duration::from_secs(5);
+/// Attempts in a row that use up a session ticket. After so many the hub is away, and the rest are for when it is back.
+const TICKET_TRIES: u32 = 2;
 /// First window of the back-off between attempts, in milliseconds.
 const BACKOFF_MS: u64 = 200;
 /// Largest window of the back-off, in milliseconds.
@@ -83,21 +86,28 @@ pub async fn run(
     state: watch::Sender<LinkState>,
 ) -> Result<(), rustls::Error> {
     // One client configuration for the life of the process: session tickets belong to it.
-    let client = client_config(&config.key, config.hub, config.profile)?;
+    let tickets = Arc::new(Tickets::default());
+    let client = client_config(&config.key, config.hub, config.profile, tickets.clone())?;
     let mut failures = 0;
     loop {
         for hub in &config.hubs {
+            tickets.keep(failures >= TICKET_TRIES);
             let error = match connect(hub, &client).await {
-                Ok((endpoint, connection)) => {
-                    failures = 0;
-                    state.send_replace(LinkState { connected: true, hub: hub.clone(), last: None, failures });
-                    tracing::info!(%hub, "connected");
-                    let alive = session::serve(&connection, &config.store, &events, &mut commands).await;
+                Ok((_endpoint, connection, early)) => {
+                    let in_early = early.is_some();
+                    let up = || {
+                        let up = LinkState { connected: true, hub: hub.clone(), last: None, failures: 0 };
+                        state.send_replace(up);
+                        tracing::info!(%hub, early = in_early, tickets = tickets.left(), "connected");
+                    };
+                    let mut ends =
+                        Ends { store: &config.store, events: &events, commands: &mut commands, up: &up };
+                    let ended = session::serve(&connection, early, &mut ends).await;
                     let why = close_word(&connection);
-                    drop(endpoint);
-                    if alive.is_err() || events.send(Event::Disconnected).await.is_err() {
+                    if ended.is_err() || events.send(Event::Disconnected).await.is_err() {
                         return Ok(());
                     }
+                    failures *= u32::from(!matches!(ended, Ok(Ended::Stood)));
                     why
                 }
                 Err(error) => error,
@@ -136,7 +146,11 @@ struct Failure {
     word: Option<String>,
 }
 
-async fn connect(hub: &str, client: &ClientConfig) -> Result<(Endpoint, Connection), Failure> {
+/// A connection, or one that takes early data while it is made.
+async fn connect(
+    hub: &str,
+    client: &ClientConfig,
+) -> Result<(Endpoint, Connection, Option<ZeroRttAccepted>), Failure> {
     let fail = |text: String| Failure { text, word: None };
     let found = tokio::net::lookup_host(hub).await.map_err(|e| fail(format!("cannot resolve: {e}")))?;
     let mut last = fail("the name has no address".into());
@@ -147,9 +161,12 @@ async fn connect(hub: &str, client: &ClientConfig) -> Result<(Endpoint, Connecti
         };
         let endpoint = Endpoint::client(local).map_err(|e| fail(format!("no UDP socket: {e}")))?;
         let connecting = endpoint.connect_with(client.clone(), addr, version::SERVER_NAME);
-        let connecting = connecting.map_err(|e| fail(e.to_string()))?;
+        let connecting = match connecting.map_err(|e| fail(e.to_string()))?.into_0rtt() {
+            Ok((connection, early)) => return Ok((endpoint, connection, Some(early))),
+            Err(connecting) => connecting,
+        };
         match timeout(CONNECT, connecting).await {
-            Ok(Ok(connection)) => return Ok((endpoint, connection)),
+            Ok(Ok(connection)) => return Ok((endpoint, connection, None)),
             Ok(Err(error)) => last = failure(&error),
             Err(_) => last = fail(format!("no answer from {addr} in {} s", CONNECT.as_secs())),
         }
@@ -174,8 +191,13 @@ fn close_word(connection: &Connection) -> Failure {
     }
 }
 
-fn client_config(pkcs8: &[u8], hub: Key, profile: Profile) -> Result<ClientConfig, rustls::Error> {
-    let mut client = ClientConfig::new(Arc::new(tls::client_config(pkcs8, hub)?));
+fn client_config(
+    pkcs8: &[u8],
+    hub: Key,
+    profile: Profile,
+    tickets: Arc<Tickets>,
+) -> Result<ClientConfig, rustls::Error> {
+    let mut client = ClientConfig::new(Arc::new(tls::client_config(pkcs8, hub, tickets)?));
     let mut transport = TransportConfig::default();
     let idle = Duration::from_millis((profile.heartbeat_ms() * 3).max(30_000));
     transport

@@ -1,13 +1,13 @@
 //! One connection: the control stream both ways, and an upload stream per attempt.
 
-use super::ToLink;
+use super::{CONNECT, ToLink};
 use crate::event::{Effect, Event};
 use crate::store::Store;
 use dunlin_wire::frame::{self, Decoder};
 use dunlin_wire::job::Stream;
-use dunlin_wire::message::{Numbered, ToAgent, ToHub, Upload};
+use dunlin_wire::message::{Early, Numbered, ToAgent, ToHub, Upload};
 use dunlin_wire::{CloseCode, Fence, limits};
-use quinn::{Connection, RecvStream, SendStream, VarInt};
+use quinn::{Connection, RecvStream, SendStream, VarInt, ZeroRttAccepted};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -26,27 +26,111 @@ enum Piece {
     Finish { from: Option<[u64; 2]> },
 }
 
-/// Serves a connection until it is over.
+/// What a connection speaks through and to.
+pub(super) struct Ends<'a> {
+    pub(super) store: &'a Arc<Store>,
+    pub(super) events: &'a mpsc::Sender<Event>,
+    pub(super) commands: &'a mut mpsc::Receiver<ToLink>,
+    /// Told when the handshake is over.
+    pub(super) up: &'a dyn Fn(),
+}
+
+/// How a connection ended.
+pub(super) enum Ended {
+    /// Its handshake was never over.
+    Never,
+    /// It stood.
+    Stood,
+}
+
+/// Serves a connection until it is over. `early` tells when its handshake is, if it is not yet: until then only what
+/// may be repeated is said.
 pub(super) async fn serve(
     connection: &Connection,
-    store: &Arc<Store>,
-    events: &mpsc::Sender<Event>,
-    commands: &mut mpsc::Receiver<ToLink>,
-) -> Result<(), Gone> {
-    let Ok((send, recv)) = connection.open_bi().await else { return Ok(()) };
+    early: Option<ZeroRttAccepted>,
+    ends: &mut Ends<'_>,
+) -> Result<Ended, Gone> {
+    if let Some(done) = early {
+        match tokio::time::timeout(CONNECT, begin_early(connection, done, ends)).await {
+            Ok(first) => match first? {
+                First::Taken(streams) => {
+                    (ends.up)();
+                    return steady(connection, streams, true, ends).await;
+                }
+                // The hub did not know the session: what was said is said again, on a stream that it hears.
+                First::Refused => {}
+                First::Over => return Ok(Ended::Never),
+            },
+            Err(_) => return Ok(Ended::Never),
+        }
+    }
+    (ends.up)();
+    let Ok(streams) = connection.open_bi().await else { return Ok(Ended::Stood) };
     // What was said for the connection before this one must not be said here.
-    while commands.try_recv().is_ok() {}
-    events.send(Event::Connected).await.map_err(|_| Gone)?;
+    while ends.commands.try_recv().is_ok() {}
+    ends.events.send(Event::Connected { early: false }).await.map_err(|_| Gone)?;
+    steady(connection, streams, false, ends).await
+}
+
+enum First {
+    Taken((SendStream, RecvStream)),
+    Refused,
+    Over,
+}
+
+/// The first words, in the first flight. What may not be said there is dropped: the core says it when it may.
+async fn begin_early(
+    connection: &Connection,
+    mut done: ZeroRttAccepted,
+    ends: &mut Ends<'_>,
+) -> Result<First, Gone> {
+    let Ok((mut send, recv)) = connection.open_bi().await else { return Ok(First::Over) };
+    while ends.commands.try_recv().is_ok() {}
+    ends.events.send(Event::Connected { early: true }).await.map_err(|_| Gone)?;
+    let mut said_hello = false;
+    let taken = loop {
+        let command = tokio::select! {
+            taken = &mut done => break taken,
+            command = ends.commands.recv() => command.ok_or(Gone)?,
+        };
+        let ToLink::Send(frame) = command else { continue };
+        said_hello |= matches!(&frame.message, ToHub::Hello(_));
+        if let (true, Ok(early)) = (said_hello, Early::try_from(frame)) {
+            let mut bytes = Vec::new();
+            let pushed = frame::push(&mut bytes, early.frame(), limits::FRAME_MAX);
+            if pushed.is_ok() && send.write_all(&bytes).await.is_err() && connection.close_reason().is_some()
+            {
+                return Ok(First::Over);
+            }
+        }
+    };
+    if connection.close_reason().is_some() {
+        return Ok(First::Over);
+    }
+    if !taken {
+        return Ok(First::Refused);
+    }
+    ends.events.send(Event::Confirmed).await.map_err(|_| Gone)?;
+    Ok(First::Taken((send, recv)))
+}
+
+/// A connection whose handshake is over.
+async fn steady(
+    connection: &Connection,
+    (send, recv): (SendStream, RecvStream),
+    mut said_hello: bool,
+    ends: &mut Ends<'_>,
+) -> Result<Ended, Gone> {
+    let Ends { store, events, commands, .. } = ends;
     let (outbox, waiting) = mpsc::channel(WAITING_MAX);
     let mut tasks = JoinSet::new();
     tasks.spawn(write(send, waiting));
     tasks.spawn(read(recv, connection.clone(), events.clone()));
     let mut uploads: HashMap<Fence, mpsc::Sender<Piece>> = HashMap::new();
-    let mut said_hello = false;
     loop {
         let command = tokio::select! {
             command = commands.recv() => command.ok_or(Gone),
-            _ = connection.closed() => return Ok(()),
+            _ = connection.closed() => return Ok(Ended::Stood),
         };
         let Ok(command) = command else {
             // The last words, Leaving among them, are given a moment to go out.
@@ -80,7 +164,7 @@ pub(super) async fn serve(
             }
             ToLink::Reconnect => {
                 close(connection, CloseCode::Leaving);
-                return Ok(());
+                return Ok(Ended::Stood);
             }
         }
     }

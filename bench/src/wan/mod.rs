@@ -15,7 +15,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Largest packet taken, in bytes; the devices' MTU is 1500.
 const PACKET_MAX: usize = 2048;
@@ -206,10 +206,10 @@ fn carry(shared: &Shared, tuns: &[OwnedFd; 2]) {
     let mut buffer = [0; PACKET_MAX];
     while !shared.stop.load(Relaxed) {
         let due = queues.iter().filter_map(Queue::due).min();
-        let now = Instant::now();
+        let now = sys::now();
         let wait = due.map_or(Duration::from_millis(50), |at| at.saturating_duration_since(now));
         let ready = sys::wait(tuns, wait.min(Duration::from_millis(50)));
-        let now = Instant::now();
+        let now = sys::now();
         let link = *lock(&shared.link);
         for from in 0..2 {
             let way = &shared.ways[from];
@@ -262,7 +262,7 @@ mod tests {
             let mut out = Vec::new();
             std::thread::sleep(Duration::from_millis(50));
             for i in 0..n {
-                let began = Instant::now();
+                let began = sys::now();
                 socket.send_to(&i.to_be_bytes(), (Wan::HUB, 7)).unwrap();
                 let mut buffer = [0; 64];
                 let came = socket.recv_from(&mut buffer).is_ok();

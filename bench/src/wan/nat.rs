@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_binding_lasts_while_it_is_used_from_inside() {
-        let (mut nat, now) = (Nat::new(Duration::from_secs(2)), Instant::now());
+        let (mut nat, now) = (Nat::new(Duration::from_secs(2)), crate::wan::sys::now());
         let mut packet = [0u8; 28];
         (packet[0], packet[9]) = (0x45, UDP);
         packet[20..22].copy_from_slice(&5000u16.to_be_bytes());

@@ -5,10 +5,16 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// The emulator delays by the clock that programs on it measure with.
+#[expect(clippy::disallowed_methods, reason = "an emulated link has no other clock")]
+pub(super) fn now() -> Instant {
+    Instant::now()
 }
 
 /// Moves the calling thread into a network namespace.

@@ -36,6 +36,10 @@ pub struct Node {
     pub revoked_ms: Option<u64>,
     /// Greatest connection counter it ever used.
     pub connection: u64,
+    /// Greatest connection counter that was ever said for it in early data.
+    pub early_connection: u64,
+    /// Two live copies of it were seen: it is held until it is revoked.
+    pub cloned: bool,
     /// Agent version it last said.
     pub version: String,
     /// Capabilities it last said; tags in the eyes of the scheduler.
@@ -61,6 +65,8 @@ impl Node {
             draining: false,
             revoked_ms: None,
             connection: 0,
+            early_connection: 0,
+            cloned: false,
             version: String::new(),
             capabilities: Vec::new(),
             role,
@@ -81,6 +87,34 @@ impl Node {
     }
 }
 
+/// Random ids that processes of one node said at their start, to see a copied identity: one device goes from a process
+/// to the next and never back, two copies go back and forth.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Boots {
+    now: Option<[u8; 16]>,
+    before: Option<[u8; 16]>,
+    returns: u32,
+}
+
+impl Boots {
+    /// Returns after which there are two copies. One alone may be the last word of a process, late on its way.
+    const RETURNS: u32 = 2;
+
+    /// A confirmed connection of this process. Whether there are two live copies.
+    pub fn handle_hello(&mut self, boot: [u8; 16]) -> bool {
+        if self.now == Some(boot) {
+            return false;
+        }
+        if self.before == Some(boot) {
+            self.returns += 1;
+        } else {
+            self.returns = 0;
+        }
+        self.before = self.now.replace(boot);
+        self.returns >= Self::RETURNS
+    }
+}
+
 /// A ticket that was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Invite {
@@ -92,4 +126,24 @@ pub struct Invite {
     pub expires_ms: u64,
     /// The key that used it.
     pub used_by: Option<Key>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Boots;
+
+    #[test]
+    fn only_two_copies_go_back_and_forth() {
+        let check = |boots: &str, want: &[bool]| {
+            let mut seen = Boots::default();
+            let got: Vec<bool> = boots.bytes().map(|b| seen.handle_hello([b; 16])).collect();
+            assert_eq!(got, want, "{boots}");
+        };
+        check("abcde", &[false; 5]);
+        check("aaabbb", &[false; 6]);
+        // A late word of the old process.
+        check("abac", &[false; 4]);
+        check("abab", &[false, false, false, true]);
+        check("aabbaabb", &[false, false, false, false, false, false, true, false]);
+    }
 }

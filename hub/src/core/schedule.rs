@@ -5,6 +5,7 @@
 //! changed since then are looked at.
 
 use super::task::Task;
+use dunlin_wire::job::Delivery;
 use dunlin_wire::{NodeName, Tag, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,6 +19,8 @@ pub struct Need {
     pub tags: Vec<Tag>,
     /// None of these nodes: they refused it.
     pub denied_by: Vec<NodeName>,
+    /// A node whose handshake is over: it may be granted at most once, so not to somebody who repeats a node's words.
+    pub confirmed: bool,
 }
 
 impl Need {
@@ -26,7 +29,8 @@ impl Need {
         let mut denied_by: Vec<NodeName> = task.denied_by().cloned().collect();
         denied_by.sort();
         denied_by.dedup();
-        Self { target: task.spec.target.clone(), tags: task.spec.tags.clone(), denied_by }
+        let confirmed = task.spec.delivery == Delivery::AtMostOnce;
+        Self { target: task.spec.target.clone(), tags: task.spec.tags.clone(), denied_by, confirmed }
     }
 
     /// Whether a node of that name with those tags has it.
@@ -60,6 +64,13 @@ impl Place {
 struct Seat {
     load: u32,
     tags: Arc<[Tag]>,
+    confirmed: bool,
+}
+
+impl Seat {
+    fn suits(&self, name: &NodeName, need: &Need) -> bool {
+        (self.confirmed || !need.confirmed) && need.fits(name, &self.tags)
+    }
 }
 
 /// The queue and the nodes that can take a task now.
@@ -90,10 +101,10 @@ impl Schedule {
         }
     }
 
-    /// A node can take a task now; `load` is what it holds already.
-    pub fn seat(&mut self, name: &NodeName, load: u32, tags: Arc<[Tag]>) {
+    /// A node can take a task now; `load` is what it holds already, `confirmed` whether its handshake is over.
+    pub fn seat(&mut self, name: &NodeName, load: u32, tags: Arc<[Tag]>, confirmed: bool) {
         self.unseat(name);
-        self.seats.insert(name.clone(), Seat { load, tags });
+        self.seats.insert(name.clone(), Seat { load, tags, confirmed });
         self.order.insert((load, name.clone()));
         self.changed_nodes.insert((load, name.clone()));
     }
@@ -127,13 +138,13 @@ impl Schedule {
     }
 
     fn best_task(&self, name: &NodeName) -> Option<TaskId> {
-        let tags = &self.seats.get(name)?.tags;
+        let seat = self.seats.get(name)?;
         let untargeted = self.groups.iter().take_while(|(need, _)| need.target.is_none());
         let first = Need { target: Some(name.clone()), ..Need::default() };
         let targeted = self.groups.range(first..).take_while(|(need, _)| need.target.as_ref() == Some(name));
         untargeted
             .chain(targeted)
-            .filter(|(need, _)| need.fits(name, tags))
+            .filter(|(need, _)| seat.suits(name, need))
             .filter_map(|(_, group)| group.first_key_value())
             .min_by_key(|(rank, _)| **rank)
             .map(|(_, id)| id.clone())
@@ -142,10 +153,10 @@ impl Schedule {
     fn least_loaded(&self, need: &Need) -> Option<NodeName> {
         if let Some(name) = &need.target {
             let seat = self.seats.get(name)?;
-            return need.fits(name, &seat.tags).then(|| name.clone());
+            return seat.suits(name, need).then(|| name.clone());
         }
         let mut names = self.order.iter().map(|(_, name)| name);
-        names.find(|name| self.seats.get(*name).is_some_and(|seat| need.fits(name, &seat.tags))).cloned()
+        names.find(|name| self.seats.get(*name).is_some_and(|seat| seat.suits(name, need))).cloned()
     }
 }
 
@@ -155,7 +166,8 @@ mod tests {
 
     fn place(rank: i64, seq: u64, tags: &[&str], target: Option<&str>) -> Place {
         let tags = tags.iter().map(|t| t.parse().unwrap()).collect();
-        let need = Need { target: target.map(|t| t.parse().unwrap()), tags, denied_by: vec![] };
+        let need =
+            Need { target: target.map(|t| t.parse().unwrap()), tags, denied_by: vec![], confirmed: false };
         Place { rank: (rank, seq), need }
     }
 
@@ -173,7 +185,7 @@ mod tests {
             let (load, slots) = free.get_mut(&node).unwrap();
             *load += 1;
             if load < slots {
-                schedule.seat(&node, *load, tags);
+                schedule.seat(&node, *load, tags, true);
             } else {
                 schedule.unseat(&node);
             }
@@ -189,7 +201,7 @@ mod tests {
             let mut seat = |schedule: &mut Schedule| {
                 for (name, slots, tags) in nodes {
                     let name: NodeName = name.parse().unwrap();
-                    schedule.seat(&name, 0, tags.iter().map(|t| t.parse().unwrap()).collect());
+                    schedule.seat(&name, 0, tags.iter().map(|t| t.parse().unwrap()).collect(), true);
                     free.insert(name, (0, *slots));
                 }
             };
@@ -237,7 +249,7 @@ mod tests {
             }
             for name in ["a", "b", "c", "d"] {
                 let name: NodeName = name.parse().unwrap();
-                schedule.seat(&name, 0, Arc::from([]));
+                schedule.seat(&name, 0, Arc::from([]), true);
                 free.insert(name, (0, 100));
             }
             if !tasks_first {
@@ -246,6 +258,19 @@ mod tests {
             drain(&mut schedule, &places, &mut free);
             assert!(free.values().all(|(load, _)| *load == 5), "{free:?}");
         }
+    }
+
+    #[test]
+    fn what_may_be_granted_once_waits_for_a_confirmed_node() {
+        let (node, id): (NodeName, TaskId) = ("a".parse().unwrap(), "t1".parse().unwrap());
+        let mut place = place(0, 1, &[], None);
+        place.need.confirmed = true;
+        let mut schedule = Schedule::default();
+        schedule.insert(place, id.clone());
+        schedule.seat(&node, 0, Arc::from([]), false);
+        assert_eq!(schedule.next_grant(), None);
+        schedule.seat(&node, 0, Arc::from([]), true);
+        assert_eq!(schedule.next_grant(), Some((id, node)));
     }
 
     #[test]

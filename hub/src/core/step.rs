@@ -30,11 +30,20 @@ pub enum Input {
         fence: Fence,
         /// The lease, in milliseconds.
         lease_ms: u64,
+        /// Whether the node's handshake is not over yet.
+        early: bool,
+    },
+    /// The node that it was granted to is surely there.
+    Confirmed {
+        /// The attempt.
+        fence: Fence,
     },
     /// The node has it on disk.
     Accepted {
         /// The attempt.
         fence: Fence,
+        /// The lease from here on, in milliseconds; never a shorter one.
+        lease_ms: u64,
     },
     /// Its process was started.
     Started {
@@ -133,8 +142,15 @@ impl Task {
     /// The rule that the move breaks.
     pub fn step(&mut self, input: Input, cx: Context<'_>) -> Result<Change, Refusal> {
         match input {
-            Input::Grant { node, claim, fence, lease_ms } => self.grant(node, claim, fence, lease_ms, cx),
-            Input::Accepted { fence } => self.accepted(fence, cx),
+            Input::Grant { node, claim, fence, lease_ms, early } => {
+                let attempt = Attempt { lease_ms, early, ..Attempt::new(node, claim, fence, cx.wall) };
+                self.grant(attempt)
+            }
+            Input::Accepted { fence, lease_ms } => self.accepted(fence, lease_ms, cx),
+            Input::Confirmed { fence } => {
+                self.live_mut(fence)?.early = false;
+                Ok(Change::Noted)
+            }
             Input::Started { fence } => {
                 let attempt = self.live_mut(fence)?;
                 attempt.started_ms.get_or_insert(cx.wall);
@@ -158,14 +174,7 @@ impl Task {
         }
     }
 
-    fn grant(
-        &mut self,
-        node: NodeName,
-        claim: ClaimId,
-        fence: Fence,
-        lease_ms: u64,
-        cx: Context<'_>,
-    ) -> Result<Change, Refusal> {
+    fn grant(&mut self, mut attempt: Attempt) -> Result<Change, Refusal> {
         self.expect(State::Queued)?;
         assert!(self.live().is_none(), "task {} has a live attempt and cannot be granted", self.id);
         self.attempt += 1;
@@ -174,23 +183,12 @@ impl Task {
         if self.attempts.len() == HISTORY_MAX {
             self.attempts.remove(0);
         }
-        self.attempts.push(Attempt {
-            number: self.attempt,
-            node,
-            fence,
-            claim,
-            lease_ms,
-            granted_ms: cx.wall,
-            accepted_ms: None,
-            started_ms: None,
-            ended_ms: None,
-            ending: None,
-            end: None,
-        });
+        attempt.number = self.attempt;
+        self.attempts.push(attempt);
         Ok(Change::Granted)
     }
 
-    fn accepted(&mut self, fence: Fence, cx: Context<'_>) -> Result<Change, Refusal> {
+    fn accepted(&mut self, fence: Fence, lease_ms: u64, cx: Context<'_>) -> Result<Change, Refusal> {
         let (carry_on, offline_ms) = (self.spec.on_disconnect == OnDisconnect::CarryOn, self.spec.offline_ms);
         let was = self.state;
         let attempt = self.live_mut(fence)?;
@@ -198,6 +196,8 @@ impl Task {
             return Ok(Change::Noted);
         }
         attempt.accepted_ms = Some(cx.wall);
+        attempt.early = false;
+        attempt.lease_ms = attempt.lease_ms.max(lease_ms);
         if carry_on {
             attempt.lease_ms = attempt.lease_ms.max(offline_ms.unwrap_or(cx.timing.offline_ms));
         }
@@ -264,8 +264,15 @@ impl Task {
         attempt.end = Some(End::Lost(why));
         attempt.ended_ms = Some(cx.wall);
         let never_started = why == Lost::NotHeld && attempt.accepted_ms.is_none();
+        let unconfirmed = attempt.early;
         if terminal {
             return Ok(Change::Noted);
+        }
+        if unconfirmed && self.spec.delivery == Delivery::AtLeastOnce {
+            // Nobody is known to have had it, so it does not count: the only way to lose an attempt that does not.
+            self.attempt -= 1;
+            self.state = State::Queued;
+            return Ok(Change::Requeued { delay_ms: 0 });
         }
         Ok(if self.spec.delivery == Delivery::AtMostOnce && !never_started {
             self.give_up(DeadReason::Interrupted, cx)
@@ -372,10 +379,22 @@ mod tests {
             elsewhere,
         };
         match verb {
-            "grant" => {
-                Input::Grant { node: "n".parse().unwrap(), claim: ClaimId(fence.0), fence, lease_ms: 30_000 }
-            }
-            "accept" => Input::Accepted { fence },
+            "grant" => Input::Grant {
+                node: "n".parse().unwrap(),
+                claim: ClaimId(fence.0),
+                fence,
+                lease_ms: 30_000,
+                early: false,
+            },
+            "early" => Input::Grant {
+                node: "n".parse().unwrap(),
+                claim: ClaimId(fence.0),
+                fence,
+                lease_ms: 8_000,
+                early: true,
+            },
+            "accept" => Input::Accepted { fence, lease_ms: 30_000 },
+            "confirm" => Input::Confirmed { fence },
             "start" => Input::Started { fence },
             "ok" => reported(Outcome::Ok, true),
             "exit" => reported(Outcome::Exit { code: 1 }, true),
@@ -457,6 +476,19 @@ mod tests {
         check("grant 1, accept 1, cancel, ok 1", State::Cancelled, Ok(Change::Noted));
         let (task, _) = run(1, Delivery::AtLeastOnce, "grant 1, accept 1, lost 1, ok 1");
         assert_eq!(task.state, State::Failed, "it was given up when it was lost");
+    }
+
+    #[test]
+    fn a_grant_that_nobody_confirmed_does_not_count() {
+        check("early 1, lost 1", State::Queued, Ok(Change::Requeued { delay_ms: 0 }));
+        let (task, _) = run(1, Delivery::AtLeastOnce, "early 1, lost 1, grant 2");
+        assert_eq!((task.attempt, task.state), (1, State::Claimed));
+        let (task, _) = run(1, Delivery::AtLeastOnce, "early 1, accept 1");
+        assert_eq!(task.live().map(|a| (a.lease_ms, a.early)), Some((30_000, false)));
+        let (task, _) = run(1, Delivery::AtLeastOnce, "early 1, confirm 1, lost 1");
+        assert_eq!(task.state, State::Failed, "somebody had it");
+        let (task, _) = run(1, Delivery::AtLeastOnce, "early 1, accept 1, lost 1");
+        assert_eq!(task.state, State::Failed, "an accepted one counts");
     }
 
     #[test]

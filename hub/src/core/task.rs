@@ -173,6 +173,9 @@ pub struct Attempt {
     pub started_ms: Option<u64>,
     /// When its end became known.
     pub ended_ms: Option<u64>,
+    /// Granted before the node's handshake was over, and not accepted yet: the grant may have gone to somebody who only
+    /// repeated the node's words.
+    pub early: bool,
     /// The hub asked for its end.
     pub ending: Option<Ending>,
     /// How it ended.
@@ -245,6 +248,24 @@ impl Task {
 }
 
 impl Attempt {
+    /// A grant that was just made, at `granted_ms`.
+    pub fn new(node: NodeName, claim: ClaimId, fence: Fence, granted_ms: u64) -> Self {
+        Self {
+            number: 0,
+            node,
+            fence,
+            claim,
+            lease_ms: 0,
+            granted_ms,
+            accepted_ms: None,
+            started_ms: None,
+            ended_ms: None,
+            early: false,
+            ending: None,
+            end: None,
+        }
+    }
+
     fn is_denied(&self) -> bool {
         matches!(&self.end, Some(End::Reported(report)) if matches!(report.outcome, Outcome::Denied { .. }))
     }

@@ -11,6 +11,8 @@ pub struct Timing {
     pub accept_ms: u64,
     /// Shortest lease.
     pub lease_ms_min: u64,
+    /// Lease of a grant made before the node's handshake was over; never longer than the shortest.
+    pub early_lease_ms: u64,
     /// Fixed part of the hub's margin behind a lease; 1 % of the lease is added.
     pub margin_ms: u64,
     /// First retry delay; doubles with each attempt.
@@ -39,6 +41,7 @@ impl Default for Timing {
         Self {
             accept_ms: 30_000,
             lease_ms_min: 30_000,
+            early_lease_ms: 8_000,
             margin_ms: 5_000,
             retry_ms: 250,
             retry_ms_max: 10_000,

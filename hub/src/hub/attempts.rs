@@ -1,6 +1,6 @@
 //! Grants, and what the node that holds one says until its outcome.
 
-use super::{Hub, Turn};
+use super::{Hub, Session, Turn};
 use crate::core::health::Health;
 use crate::core::step::{Change, Input, Refusal};
 use crate::core::task::{Attempt, Task};
@@ -25,14 +25,17 @@ impl Hub {
     fn grant(&mut self, id: &TaskId, name: &NodeName, turn: &mut Turn<'_>) -> Result<(), StoreError> {
         let task = turn.write.view().task(id)?;
         let mut task = task.ok_or(StoreError::Corrupt { table: "tasks" })?;
-        let Some((claim, profile)) = self.take_claim(name) else {
+        let Some((claim, conn, early)) = self.take_claim(name) else {
             self.seat(name);
             return Ok(());
         };
         let waited = turn.now.wall.saturating_sub(task.queued_ms.max(task.retry_at_ms.unwrap_or(0)));
         let fence = self.next_fence;
-        let lease_ms = self.setup.timing.lease_ms(profile);
-        let input = Input::Grant { node: name.clone(), claim, fence, lease_ms };
+        let mut lease_ms = self.lease_ms(name);
+        if early {
+            lease_ms = lease_ms.min(self.setup.timing.early_lease_ms);
+        }
+        let input = Input::Grant { node: name.clone(), claim, fence, lease_ms, early };
         let granted = self.apply(&mut task, input, turn)?;
         assert_eq!(granted, Ok(Change::Granted), "the scheduler granted {id}, which is {:?}", task.state);
         self.next_fence = fence.next();
@@ -41,21 +44,36 @@ impl Hub {
         turn.granted_after_ms.push(waited);
         if let Some(attempt) = task.live() {
             self.hold(&task, attempt, turn.now.mono);
-            self.send_grant(&task, attempt, turn);
+            self.send_grant(conn, &task, attempt, turn);
         }
         self.seat(name);
         Ok(())
     }
 
-    fn take_claim(&mut self, name: &NodeName) -> Option<(ClaimId, dunlin_wire::message::Profile)> {
+    /// A standing claim, the connection that it stands on, and whether that one is early. The newest connection goes
+    /// first: an older one is likely dead when there is a newer.
+    fn take_claim(&mut self, name: &NodeName) -> Option<(ClaimId, ConnId, bool)> {
         let member = self.members.get_mut(name)?;
-        let claim = member.session.as_mut()?.claims.pop_first()?;
-        Some((claim, member.node.spec.profile))
+        let early = member.early.as_ref().is_some_and(|s| !s.claims.is_empty());
+        let session = if early { member.early.as_mut() } else { member.session.as_mut() };
+        let (claim, conn) = session.and_then(|s| Some((s.claims.pop_first()?, s.conn)))?;
+        for session in [&mut member.early, &mut member.session].into_iter().flatten() {
+            session.claims.remove(&claim);
+        }
+        Some((claim, conn, early))
+    }
+
+    /// Length of a lease of this node, in milliseconds.
+    pub(super) fn lease_ms(&self, name: &NodeName) -> u64 {
+        let profile = self.members.get(name).map(|m| m.node.spec.profile).unwrap_or_default();
+        self.setup.timing.lease_ms(profile)
     }
 
     /// Pushes an attempt that is claimed and not accepted to its node, for the first time or again.
-    pub(super) fn send_grant(&self, task: &Task, attempt: &Attempt, turn: &mut Turn<'_>) {
-        let Some(session) = self.members.get(&attempt.node).and_then(|m| m.session.as_ref()) else { return };
+    fn send_grant(&self, conn: ConnId, task: &Task, attempt: &Attempt, turn: &mut Turn<'_>) {
+        let Some(member) = self.members.get(&attempt.node) else { return };
+        let sessions = [&member.early, &member.session].into_iter().flatten();
+        let Some(session) = sessions.into_iter().find(|s| s.conn == conn) else { return };
         let grant = Grant {
             claim: attempt.claim,
             fence: attempt.fence,
@@ -75,15 +93,20 @@ impl Hub {
     pub(super) fn seat(&mut self, name: &NodeName) {
         let Some(member) = self.members.get(name) else { return self.schedule.unseat(name) };
         let load = member.held.len() as u32;
-        let free = member.session.as_ref().is_some_and(|s| !s.claims.is_empty());
-        let ready = free
+        let free = |session: &Option<Session>| session.as_ref().is_some_and(|s| !s.claims.is_empty());
+        let early = free(&member.early);
+        let there = if early {
+            member.pulse.health() != Health::Offline
+        } else {
+            free(&member.session) && member.pulse.health() == Health::Healthy
+        };
+        let ready = there
             && load < member.node.capacity()
             && member.node.is_worker()
             && !member.node.draining
-            && !member.unresponsive
-            && member.pulse.health() == Health::Healthy;
+            && !member.unresponsive;
         if ready {
-            self.schedule.seat(name, load, member.tags.clone());
+            self.schedule.seat(name, load, member.tags.clone(), !early);
         } else {
             self.schedule.unseat(name);
         }
@@ -92,6 +115,7 @@ impl Hub {
     /// Standing claims of a node. One that was filled before gets the same grant again, or is void.
     pub(super) fn handle_claims(
         &mut self,
+        conn: ConnId,
         name: &NodeName,
         ids: &[ClaimId],
         turn: &mut Turn<'_>,
@@ -99,11 +123,13 @@ impl Hub {
         for &claim in ids {
             match turn.write.view().filled(name, claim)? {
                 None => {
-                    if let Some(session) = self.members.get_mut(name).and_then(|m| m.session.as_mut()) {
+                    let Some(member) = self.members.get_mut(name) else { continue };
+                    let sessions = [&mut member.early, &mut member.session];
+                    if let Some(session) = sessions.into_iter().flatten().find(|s| s.conn == conn) {
                         session.claims.insert(claim);
                     }
                 }
-                Some(filled) => self.repeat_claim(name, claim, &filled, turn)?,
+                Some(filled) => self.repeat_claim(conn, claim, &filled, turn)?,
             }
         }
         self.seat(name);
@@ -112,7 +138,7 @@ impl Hub {
 
     fn repeat_claim(
         &mut self,
-        name: &NodeName,
+        conn: ConnId,
         claim: ClaimId,
         filled: &Filled,
         turn: &mut Turn<'_>,
@@ -123,15 +149,13 @@ impl Hub {
             (Some(task), Some(attempt)) if attempt.accepted_ms.is_none() && attempt.ending.is_none() => {
                 // The agent will count this lease from a message that it sent before now.
                 self.hold(task, attempt, turn.now.mono);
-                self.send_grant(task, attempt, turn);
-            }
-            (_, Some(_)) => {}
-            _ => {
-                let session = self.members.get(name).and_then(|m| m.session.as_ref());
-                if let Some(conn) = session.map(|s| s.conn) {
-                    turn.send(conn, ToAgent::Void { claim });
+                self.send_grant(conn, task, attempt, turn);
+                if self.conns.get(&conn).is_some_and(|c| !c.early) {
+                    self.confirm_grant(filled.fence, turn)?;
                 }
             }
+            (_, Some(_)) => {}
+            _ => turn.send(conn, ToAgent::Void { claim }),
         }
         Ok(())
     }
@@ -154,7 +178,8 @@ impl Hub {
         turn: &mut Turn<'_>,
     ) -> Result<(), StoreError> {
         let Some(mut task) = self.held_task(conn, name, fence, turn)? else { return Ok(()) };
-        if let Err(refusal) = self.apply(&mut task, Input::Accepted { fence }, turn)? {
+        let lease_ms = self.lease_ms(name);
+        if let Err(refusal) = self.apply(&mut task, Input::Accepted { fence, lease_ms }, turn)? {
             return self.refuse(conn, name, fence, refusal, turn);
         }
         if let Some(held) = self.attempts.get_mut(&fence) {

@@ -3,7 +3,7 @@
 use super::{Hub, Member, Setup};
 use crate::clock::Now;
 use crate::core::health::Pulse;
-use crate::core::node::Node;
+use crate::core::node::{Boots, Node};
 use crate::core::schedule::Schedule;
 use crate::core::task::State;
 use crate::core::timer::{Timer, Timers};
@@ -108,6 +108,8 @@ impl Hub {
             tags: all_tags(&node),
             pulse: Pulse::unheard(now.mono),
             session: None,
+            early: None,
+            boots: Boots::default(),
             held: BTreeSet::new(),
             unresponsive: false,
             sample: None,

@@ -4,7 +4,9 @@
 //! keeps in memory is rebuilt from the store at start, and again after a commit that failed.
 
 mod attempts;
+mod early;
 mod load;
+mod recover;
 mod requests;
 mod session;
 mod tasks;
@@ -14,13 +16,13 @@ mod views;
 
 use crate::clock::{self, Now};
 use crate::core::health::Pulse;
-use crate::core::node::Node;
+use crate::core::node::{Boots, Node};
 use crate::core::schedule::Schedule;
 use crate::core::timer::Timers;
 use crate::core::timing::Timing;
 use crate::event::{ApiRefusal, ConnId, Effect, Event, EventRecord, Figures};
 use crate::store::{Store, StoreError, Write};
-use dunlin_wire::message::{HostSample, ToAgent};
+use dunlin_wire::message::{HostSample, Numbered, ToAgent};
 use dunlin_wire::{ClaimId, CloseCode, Fence, FleetId, Key, NodeName, Tag, TaskId};
 use ring::signature::Ed25519KeyPair;
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,6 +58,8 @@ struct Session {
     conn: ConnId,
     heard: u64,
     claims: BTreeSet<ClaimId>,
+    // What it held from before was said: that is true once, at the beginning.
+    settled: bool,
     // It said that it goes: what it still delivers is taken, but it is not there any more.
     leaving: bool,
 }
@@ -67,17 +71,29 @@ struct Member {
     tags: Arc<[Tag]>,
     pulse: Pulse,
     session: Option<Session>,
+    // A newer connection whose handshake is not over: it may take grants, and nothing else follows from it.
+    early: Option<Session>,
+    boots: Boots,
     held: BTreeSet<Fence>,
     unresponsive: bool,
     sample: Option<HostSample>,
     last_outcome: Option<String>,
 }
 
-/// A connection whose peer proved to hold a key.
+impl Session {
+    fn new(conn: ConnId, heard: u64) -> Self {
+        Self { conn, heard, claims: BTreeSet::new(), settled: false, leaving: false }
+    }
+}
+
+/// A connection whose peer proved to hold a key, or did not yet.
 #[derive(Debug)]
 struct Conn {
     key: Key,
     node: Option<NodeName>,
+    early: bool,
+    // Early frames, for when it is confirmed.
+    said: Vec<Numbered>,
 }
 
 /// The engine.
@@ -203,10 +219,11 @@ impl Hub {
 
     fn handle(&mut self, event: Event, turn: &mut Turn<'_>) -> Result<(), StoreError> {
         match event {
-            Event::Opened { conn, key } => {
-                self.handle_opened(conn, key, turn);
+            Event::Opened { conn, key, early } => {
+                self.handle_opened(conn, key, early, turn);
                 Ok(())
             }
+            Event::Confirmed { conn } => self.handle_confirmed(conn, turn),
             Event::Control { conn, frame } => self.handle_control(conn, frame, turn),
             Event::Upload { conn, frame } => self.handle_upload(conn, frame, turn),
             Event::Closed { conn, by } => {

@@ -4,36 +4,32 @@ use super::load::all_tags;
 use super::{Conn, Hub, Session, Turn};
 use crate::core::node::Node;
 use crate::core::step::Input;
-use crate::core::task::{End, Lost, Task};
+use crate::core::task::Lost;
 use crate::core::timer::Timer;
 use crate::event::ConnId;
 use crate::store::StoreError;
-use dunlin_wire::message::{
-    AbortCause, AckVerdict, Hello, HostSample, Join, Joined, Numbered, ToAgent, ToHub, Unfinished, Verdict,
-    Welcome,
-};
+use dunlin_wire::message::{Hello, HostSample, Join, Joined, Numbered, ToAgent, ToHub, Welcome};
 use dunlin_wire::version::{GENERATION, GENERATION_MIN};
 use dunlin_wire::{CloseCode, Fence, Key, NodeName, limits};
 use ring::digest::{SHA256, digest};
-use std::collections::BTreeSet;
 use subtle::ConstantTimeEq;
 
 impl Hub {
     /// The registry is asked on every connection: a resumed one must not outlive a revocation.
-    pub(super) fn handle_opened(&mut self, conn: ConnId, key: Key, turn: &mut Turn<'_>) {
+    pub(super) fn handle_opened(&mut self, conn: ConnId, key: Key, early: bool, turn: &mut Turn<'_>) {
         let known = self.members.values().find(|m| m.node.key == key);
         if known.is_some_and(|m| m.node.revoked_ms.is_some()) {
             return self.close(conn, CloseCode::Revoked, turn);
         }
-        self.conns.insert(conn, Conn { key, node: None });
+        self.conns.insert(conn, Conn { key, node: None, early, said: Vec::new() });
     }
 
     pub(super) fn handle_closed(&mut self, conn: ConnId) {
         let Some(Conn { node: Some(name), .. }) = self.conns.remove(&conn) else { return };
-        if let Some(member) = self.members.get_mut(&name)
-            && member.session.as_ref().is_some_and(|s| s.conn == conn)
-        {
-            member.session = None;
+        if let Some(member) = self.members.get_mut(&name) {
+            for session in [&mut member.session, &mut member.early] {
+                session.take_if(|s| s.conn == conn);
+            }
             self.seat(&name);
         }
     }
@@ -46,6 +42,9 @@ impl Hub {
     ) -> Result<(), StoreError> {
         let Some(state) = self.conns.get(&conn) else { return Ok(()) };
         let (key, node) = (state.key, state.node.clone());
+        if state.early {
+            return self.handle_early(conn, frame, turn);
+        }
         match (node, frame.message) {
             (None, ToHub::Hello(hello)) => self.handle_hello(conn, key, frame.seq, *hello, turn),
             (None, ToHub::Join(join)) => self.handle_join(conn, key, &join, turn),
@@ -68,7 +67,9 @@ impl Hub {
         turn: &mut Turn<'_>,
     ) -> Result<(), StoreError> {
         match message {
-            ToHub::Claim { ids } if ids.len() <= limits::LIST_MAX => self.handle_claims(name, &ids, turn),
+            ToHub::Claim { ids } if ids.len() <= limits::LIST_MAX => {
+                self.handle_claims(conn, name, &ids, turn)
+            }
             ToHub::Accepted { fence } => self.handle_accepted(conn, name, fence, turn),
             ToHub::Started { fence } => self.handle_started(conn, name, fence, turn),
             ToHub::Heartbeat { fences, sample } if fences.len() <= limits::LIST_MAX => {
@@ -76,7 +77,16 @@ impl Hub {
             }
             ToHub::Upload(upload) => self.handle_node_upload(conn, name, upload, turn),
             ToHub::Leaving => self.handle_leaving(name, turn),
-            ToHub::Hello(_) | ToHub::Join(_) | ToHub::Claim { .. } | ToHub::Heartbeat { .. } => {
+            ToHub::Holding { unfinished, claims }
+                if unfinished.len() <= limits::LIST_MAX && claims.len() <= limits::LIST_MAX =>
+            {
+                self.handle_holding(conn, name, &unfinished, &claims, turn)
+            }
+            ToHub::Hello(_)
+            | ToHub::Join(_)
+            | ToHub::Claim { .. }
+            | ToHub::Heartbeat { .. }
+            | ToHub::Holding { .. } => {
                 self.close(conn, CloseCode::Garbage, turn);
                 Ok(())
             }
@@ -157,41 +167,77 @@ impl Hub {
             return Ok(());
         }
         let name = hello.node.clone();
-        let Some(member) = self.members.get_mut(&name) else { return Ok(()) };
-        let old = member.session.take().map(|s| s.conn);
-        self.update_node(&name, &hello, turn)?;
-        if let Some(old) = old {
-            self.close(old, CloseCode::Replaced, turn);
+        if self.is_copied(conn, &name, &hello, turn)? {
+            return Ok(());
         }
-        if let Some(state) = self.conns.get_mut(&conn) {
-            state.node = Some(name.clone());
-        }
-        if let Some(member) = self.members.get_mut(&name) {
-            member.session = Some(Session { conn, heard: seq, claims: BTreeSet::new(), leaving: false });
-            member.unresponsive = false;
-        }
-        self.heard(&name, seq, turn)?;
-        let mut verdicts = Vec::new();
-        for unfinished in &hello.unfinished {
-            let verdict = self.judge(&name, unfinished, turn)?;
-            verdicts.push((unfinished.fence, verdict));
-        }
+        self.welcome(conn, seq, &hello, turn);
+        self.attach(Session::new(conn, seq), &hello, turn)
+    }
+
+    pub(super) fn welcome(&self, conn: ConnId, seq: u64, hello: &Hello, turn: &mut Turn<'_>) {
+        let Some(member) = self.members.get(&hello.node) else { return };
         let welcome = Welcome {
             generation: hello.generation.min(GENERATION),
             heard: seq,
-            slots: self.members.get(&name).map_or(0, |m| m.node.capacity()),
-            heartbeat_ms: self
-                .members
-                .get(&name)
-                .map_or(0, |m| self.setup.timing.heartbeat_ms(m.node.spec.profile)),
-            verdicts,
+            slots: member.node.capacity(),
+            heartbeat_ms: self.setup.timing.heartbeat_ms(member.node.spec.profile),
         };
         turn.send(conn, ToAgent::Welcome(Box::new(welcome)));
-        self.lose_what_is_not_held(&name, &hello, turn)?;
-        self.handle_claims(&name, &hello.claims, turn)
     }
 
-    fn check_hello(&self, key: Key, hello: &Hello) -> Result<(), CloseCode> {
+    /// The node is there, by this connection and no other.
+    pub(super) fn attach(
+        &mut self,
+        session: Session,
+        hello: &Hello,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        let (name, conn, seq) = (hello.node.clone(), session.conn, session.heard);
+        self.update_node(&name, hello, turn)?;
+        let Some(member) = self.members.get_mut(&name) else { return Ok(()) };
+        let old = [member.session.take(), member.early.take()];
+        member.session = Some(session);
+        member.unresponsive = false;
+        if let Some(state) = self.conns.get_mut(&conn) {
+            state.node = Some(name.clone());
+        }
+        for old in old.into_iter().flatten() {
+            self.close(old.conn, CloseCode::Replaced, turn);
+        }
+        self.heard(&name, seq, turn)?;
+        self.seat(&name);
+        Ok(())
+    }
+
+    /// Two live copies of one identity are both held: neither can be told from the other.
+    pub(super) fn is_copied(
+        &mut self,
+        conn: ConnId,
+        name: &NodeName,
+        hello: &Hello,
+        turn: &mut Turn<'_>,
+    ) -> Result<bool, StoreError> {
+        let Some(member) = self.members.get_mut(name) else { return Ok(false) };
+        if !member.boots.handle_hello(hello.boot_id) {
+            return Ok(false);
+        }
+        member.node.cloned = true;
+        turn.write.put_node(&member.node)?;
+        let old = [member.session.take(), member.early.take()];
+        tracing::error!(node = %name, "cloned identity: two live copies take turns, both are held");
+        turn.node_event(
+            "node.cloned",
+            name,
+            Some("two live copies take turns; revoke it and invite each anew"),
+        )?;
+        for conn in old.into_iter().flatten().map(|s| s.conn).chain([conn]) {
+            self.close(conn, CloseCode::Cloned, turn);
+        }
+        self.seat(name);
+        Ok(true)
+    }
+
+    pub(super) fn check_hello(&self, key: Key, hello: &Hello) -> Result<(), CloseCode> {
         if hello.generation < GENERATION_MIN {
             return Err(CloseCode::UnsupportedGeneration);
         }
@@ -206,11 +252,10 @@ impl Hub {
             return Err(CloseCode::KeyMismatch);
         }
         // The counter is durable at the agent: a second copy of its disk repeats or undercuts it.
-        if hello.connection <= member.node.connection {
+        if hello.connection <= member.node.connection || member.node.cloned {
             return Err(CloseCode::Cloned);
         }
-        let lists = [hello.unfinished.len(), hello.claims.len(), hello.capabilities.len() * 4];
-        if lists.iter().any(|len| *len > limits::LIST_MAX) || hello.version.len() > 64 {
+        if hello.capabilities.len() > limits::CAPABILITIES_MAX || hello.version.len() > 64 {
             return Err(CloseCode::Garbage);
         }
         Ok(())
@@ -228,91 +273,6 @@ impl Hub {
         node.heard_ms = Some(turn.now.wall);
         member.tags = all_tags(&member.node);
         turn.write.put_node(&member.node)
-    }
-
-    /// What to do with an attempt that the agent still has on disk.
-    fn judge(
-        &mut self,
-        name: &NodeName,
-        unfinished: &Unfinished,
-        turn: &mut Turn<'_>,
-    ) -> Result<Verdict, StoreError> {
-        let fence = unfinished.fence;
-        let Some(mut task) = turn.write.view().task(&unfinished.task)? else {
-            return Ok(Verdict::Ack { verdict: AckVerdict::UnknownTask });
-        };
-        if let Some(attempt) = task.attempts.iter().find(|a| a.fence == fence)
-            && attempt.node != *name
-        {
-            self.refuse_foreign(name, fence, turn)?;
-            return Ok(Verdict::Ack { verdict: AckVerdict::NotYourLease });
-        }
-        if task.live().is_some_and(|a| a.fence == fence) {
-            return self.judge_live(&mut task, unfinished, turn);
-        }
-        // Not live here: its lease was over, or its outcome is settled.
-        if !unfinished.ended {
-            return Ok(Verdict::Abort { cause: AbortCause::LeaseLost });
-        }
-        let ack = |verdict| Ok(Verdict::Ack { verdict });
-        match task.last().filter(|a| a.fence == fence).map(|a| &a.end) {
-            None => ack(AckVerdict::StaleFence),
-            Some(Some(End::Reported(_))) => ack(AckVerdict::Duplicate),
-            Some(_) if task.state.is_terminal() => ack(AckVerdict::TaskEnded),
-            Some(_) => Ok(Verdict::Continue { lease_ms: 0, have: have(fence, turn)? }),
-        }
-    }
-
-    fn judge_live(
-        &mut self,
-        task: &mut Task,
-        unfinished: &Unfinished,
-        turn: &mut Turn<'_>,
-    ) -> Result<Verdict, StoreError> {
-        let fence = unfinished.fence;
-        if let Some(ending) = task.live().and_then(|a| a.ending)
-            && !unfinished.ended
-        {
-            return Ok(Verdict::Abort { cause: super::tasks::cause(ending) });
-        }
-        if task.live().is_some_and(|a| a.accepted_ms.is_none()) && !unfinished.ended {
-            // Its Accepted was lost on the way.
-            let _noted = self.apply(task, Input::Accepted { fence }, turn)?;
-            if let Some(held) = self.attempts.get_mut(&fence) {
-                held.accepted = true;
-            }
-        }
-        if let Some(attempt) = task.live() {
-            self.hold(task, attempt, turn.now.mono);
-            self.watch_progress(fence, turn);
-        }
-        let lease_ms = task.live().map_or(0, |a| a.lease_ms);
-        Ok(Verdict::Continue { lease_ms, have: have(fence, turn)? })
-    }
-
-    /// Attempts that the hub believes this node has, and the node durably says that it has not.
-    fn lose_what_is_not_held(
-        &mut self,
-        name: &NodeName,
-        hello: &Hello,
-        turn: &mut Turn<'_>,
-    ) -> Result<(), StoreError> {
-        let held: Vec<Fence> =
-            self.members.get(name).map(|m| m.held.iter().copied().collect()).unwrap_or_default();
-        for fence in held {
-            if hello.unfinished.iter().any(|u| u.fence == fence) {
-                continue;
-            }
-            let Some(id) = self.attempts.get(&fence).map(|h| h.task.clone()) else { continue };
-            let Some(mut task) = turn.write.view().task(&id)? else { continue };
-            let repeated = task.live().is_some_and(|a| {
-                a.accepted_ms.is_none() && a.ending.is_none() && hello.claims.contains(&a.claim)
-            });
-            if !repeated {
-                let _lost = self.apply(&mut task, Input::Lost { fence, why: Lost::NotHeld }, turn)?;
-            }
-        }
-        Ok(())
     }
 
     fn handle_join(
@@ -390,11 +350,4 @@ impl Hub {
         }
         Ok(Ok(node))
     }
-}
-
-/// Bytes held of both streams.
-pub(super) fn have(fence: Fence, turn: &Turn<'_>) -> Result<[u64; 2], StoreError> {
-    let [out, err] = dunlin_wire::job::Stream::BOTH;
-    let view = turn.write.view();
-    Ok([view.output_len(fence, out)?, view.output_len(fence, err)?])
 }

@@ -1,6 +1,6 @@
 //! Output and outcomes. An outcome is settled only together with all output that it names.
 
-use super::session::have;
+use super::recover::have;
 use super::{Hub, Turn};
 use crate::core::schedule::Need;
 use crate::core::step::{Input, Refusal};

@@ -2,15 +2,19 @@
 //!
 //! Deliberately absent: what a message means. The engine decides that, and answers through a bounded [`Outbox`].
 
+mod peers;
 mod session;
 mod tls;
 
+pub use peers::Peers;
 pub use tls::{Identity, IdentityError, write_secret};
 
 use crate::event::{ConnId, Event};
 use dunlin_wire::CloseCode;
 use dunlin_wire::message::ToAgent;
+use peers::Watched;
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use rustls::server::StoresServerSessions;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,21 +58,44 @@ pub struct Lines {
     pub events: mpsc::Sender<Event>,
     /// How the loop learns of an outbox. Sent before the connection's `Opened`.
     pub outboxes: mpsc::Sender<(ConnId, Outbox)>,
+    /// Who is connected.
+    pub peers: Arc<Peers>,
 }
 
-/// Opens the endpoint.
+/// What the endpoint needs besides its address.
+pub struct Setup<'a> {
+    /// The hub's identity.
+    pub identity: &'a Identity,
+    /// Sessions of agents, for 0-RTT. Asked under the endpoint's lock, so it must not wait for a disk.
+    pub sessions: Arc<dyn StoresServerSessions>,
+    /// Where agents were when the last process ended.
+    pub lost: Vec<(SocketAddr, Vec<u8>)>,
+    /// Takes note of where they are now.
+    pub peers: Arc<Peers>,
+}
+
+/// Opens the endpoint, and tells agents of the last process that their connections are gone.
 ///
 /// # Errors
 /// When the address cannot be had.
-pub fn bind(addr: SocketAddr, identity: &Identity) -> std::io::Result<Endpoint> {
-    let tls = tls::server_config(identity).map_err(std::io::Error::other)?;
+pub fn bind(addr: SocketAddr, setup: Setup<'_>) -> std::io::Result<Endpoint> {
+    let identity = setup.identity;
+    let tls = tls::server_config(identity, setup.sessions).map_err(std::io::Error::other)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
     config.transport_config(Arc::new(transport()));
     config.token_key(Arc::new(
         ring::hkdf::Salt::new(ring::hkdf::HKDF_SHA256, b"").extract(&identity.derive("token")),
     ));
     let runtime = quinn::default_runtime().ok_or_else(|| std::io::Error::other("no tokio runtime"))?;
-    Endpoint::new(endpoint_config(identity), Some(config), UdpSocket::bind(addr)?, runtime)
+    let socket = UdpSocket::bind(addr)?;
+    let resets = socket.try_clone()?;
+    let inner = runtime.wrap_udp_socket(socket)?;
+    let socket = Arc::new(Watched { inner, peers: setup.peers });
+    let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &identity.derive("reset"));
+    let endpoint =
+        Endpoint::new_with_abstract_socket(endpoint_config(identity), Some(config), socket, runtime)?;
+    tokio::spawn(async move { peers::reset(&resets, &reset_key, &setup.lost).await });
+    Ok(endpoint)
 }
 
 /// A hub that was restarted answers packets of connections that it lost with a stateless reset (RFC 9000 section 10.3),

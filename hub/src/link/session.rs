@@ -8,7 +8,7 @@ use dunlin_wire::{CloseCode, Key, limits};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::timeout;
 
 /// Serves one connection from its first packet to its end.
@@ -19,29 +19,59 @@ pub(super) async fn serve(
     handshake: OwnedSemaphorePermit,
 ) {
     let peer = incoming.remote_address();
-    let connection = match timeout(HELLO, incoming).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return tracing::debug!(%peer, %error, "handshake failed"),
-        Err(_) => return tracing::debug!(%peer, "handshake took too long"),
+    let accepted = incoming.accept().map(quinn::Connecting::into_0rtt);
+    let (connection, mut done) = match accepted {
+        Ok(Ok(both)) => both,
+        Ok(Err(_)) => return,
+        Err(error) => return tracing::debug!(%peer, %error, "handshake failed"),
     };
-    drop(handshake);
-    let Some(key) = peer_key(&connection) else {
-        return close(&connection, CloseCode::UnknownKey);
+    // A resumed session says at once whose it is; but until the handshake is over that may be somebody's copy.
+    let mut early = peer_key(&connection);
+    let key = match early {
+        Some(key) => key,
+        None => {
+            if timeout(HELLO, &mut done).await.is_err() {
+                return tracing::debug!(%peer, "handshake took too long");
+            }
+            match peer_key(&connection) {
+                Some(key) => key,
+                None if connection.close_reason().is_some() => return,
+                None => return close(&connection, CloseCode::UnknownKey),
+            }
+        }
     };
     let (messages, outbox) = mpsc::channel(OUTBOX_MAX);
     let to_agent = Outbox { messages, connection: connection.clone() };
     if lines.outboxes.send((conn, to_agent)).await.is_err() {
         return close(&connection, CloseCode::Leaving);
     }
-    if lines.events.send(Event::Opened { conn, key }).await.is_err() {
+    if lines.events.send(Event::Opened { conn, key, early: early.is_some() }).await.is_err() {
         return close(&connection, CloseCode::Leaving);
     }
-    tracing::debug!(%peer, %key, conn = conn.0, "connected");
+    tracing::debug!(%peer, %key, conn = conn.0, early = early.is_some(), "connected");
+    let (confirm, confirmed) = watch::channel(early.is_none());
+    let confirm = async {
+        if early.take().is_some() {
+            if timeout(HELLO, done).await.is_err() {
+                return Some(CloseCode::NoHello);
+            }
+            if connection.close_reason().is_some() {
+                return None;
+            }
+            lines.events.send(Event::Confirmed { conn }).await.ok()?;
+            confirm.send_replace(true);
+        }
+        drop(handshake);
+        lines.peers.add(conn, connection.clone());
+        std::future::pending().await
+    };
     let code = tokio::select! {
-        code = control(conn, &connection, &lines, outbox) => code,
-        code = uploads(conn, &connection, &lines) => code,
+        code = confirm => code,
+        code = control(conn, &connection, &lines, outbox, confirmed.clone()) => code,
+        code = uploads(conn, &connection, &lines, confirmed) => code,
         _ = connection.closed() => None,
     };
+    lines.peers.remove(conn);
     if let Some(code) = code {
         tracing::warn!(%peer, %key, code = code.as_str(), "closed by the link");
         close(&connection, code);
@@ -49,6 +79,11 @@ pub(super) async fn serve(
     let why = connection.closed().await;
     tracing::debug!(%peer, conn = conn.0, %why, "disconnected");
     let _ = lines.events.send(Event::Closed { conn, by: code }).await;
+}
+
+/// Waits until what a peer says is surely its own. `None` when the connection ended instead.
+async fn surely(confirmed: &mut watch::Receiver<bool>) -> Option<()> {
+    confirmed.wait_for(|confirmed| *confirmed).await.ok().map(drop)
 }
 
 fn peer_key(connection: &Connection) -> Option<Key> {
@@ -69,6 +104,7 @@ async fn control(
     connection: &Connection,
     lines: &Lines,
     outbox: mpsc::Receiver<ToAgent>,
+    mut confirmed: watch::Receiver<bool>,
 ) -> Option<CloseCode> {
     let (send, mut recv) = match timeout(HELLO, connection.accept_bi()).await {
         Ok(Ok(streams)) => streams,
@@ -85,7 +121,13 @@ async fn control(
         };
         loop {
             match frame {
-                Ok(Some(frame)) => lines.events.send(Event::Control { conn, frame }).await.ok()?,
+                Ok(Some(frame)) => {
+                    // What may not ride in early data is held until it is none.
+                    if !frame.message.may_be_early() {
+                        surely(&mut confirmed).await?;
+                    }
+                    lines.events.send(Event::Control { conn, frame }).await.ok()?;
+                }
                 // An agent that ends its control stream has nothing more to say.
                 Ok(None) => return Some(CloseCode::Leaving),
                 Err(error) => return Some(code_of(error)),
@@ -116,7 +158,13 @@ async fn write(mut send: SendStream, mut outbox: mpsc::Receiver<ToAgent>) {
 }
 
 /// Upload streams, each read on its own so that none waits for another.
-async fn uploads(conn: ConnId, connection: &Connection, lines: &Lines) -> Option<CloseCode> {
+async fn uploads(
+    conn: ConnId,
+    connection: &Connection,
+    lines: &Lines,
+    mut confirmed: watch::Receiver<bool>,
+) -> Option<CloseCode> {
+    surely(&mut confirmed).await?;
     let mut streams = tokio::task::JoinSet::new();
     loop {
         tokio::select! {

@@ -1,19 +1,25 @@
 //! Identity and TLS: one Ed25519 key per peer, raw (RFC 7250), TLS 1.3 only.
 
+use crate::clock;
 use dunlin_wire::{Key, version};
 use ring::rand::SystemRandom;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer, UnixTime};
-use rustls::server::AlwaysResolvesServerRawPublicKeys;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{AlwaysResolvesServerRawPublicKeys, StoresServerSessions};
 use rustls::sign::CertifiedKey;
+use rustls::time_provider::TimeProvider;
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Sessions given with each handshake: an attempt to connect that nobody answers costs the agent one.
+const TICKETS: usize = 4;
 
 /// Why an identity cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -95,17 +101,43 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     }
 }
 
-pub(super) fn server_config(identity: &Identity) -> Result<quinn::crypto::rustls::QuicServerConfig, Error> {
+pub(super) fn server_config(
+    identity: &Identity,
+    sessions: Arc<dyn StoresServerSessions>,
+) -> Result<quinn::crypto::rustls::QuicServerConfig, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let der = PrivatePkcs8KeyDer::from(identity.pkcs8.clone());
     let signer = rustls::crypto::ring::sign::any_eddsa_type(&der)?;
     let certified = CertifiedKey::new(vec![CertificateDer::from(identity.public().to_spki())], signer);
-    let mut config = ServerConfig::builder_with_provider(provider.clone())
+    let mut config = ServerConfig::builder_with_details(provider.clone(), Arc::new(Steady::new()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(AnyDevice(provider)))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(Arc::new(certified))));
     config.alpn_protocols = vec![version::ALPN.to_vec()];
+    // 0-RTT: sessions that the hub keeps, each used once, and not tickets that it could be made to take twice.
+    config.session_storage = sessions;
+    config.send_tls13_tickets = TICKETS;
+    config.max_early_data_size = u32::MAX;
     quinn::crypto::rustls::QuicServerConfig::try_from(config).map_err(|e| Error::General(e.to_string()))
+}
+
+/// The time as the hub took it at its start, counted on from there: a clock that is set must not age every session.
+#[derive(Debug)]
+struct Steady {
+    ahead_ms: u64,
+}
+
+impl Steady {
+    fn new() -> Self {
+        let now = clock::now();
+        Self { ahead_ms: now.wall.saturating_sub(now.mono) }
+    }
+}
+
+impl TimeProvider for Steady {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_millis(clock::now().mono + self.ahead_ms)))
+    }
 }
 
 /// Lets any Ed25519 key shake hands: which key may do what, the registry says, on every connection.

@@ -7,9 +7,11 @@ mod log;
 mod nodes;
 mod outputs;
 mod schema;
+mod sessions;
 mod tasks;
 
 pub use nodes::Token;
+pub use sessions::Sessions;
 pub use tasks::{Filled, TaskFilter, TaskPage};
 
 use heed::types::Bytes;

@@ -95,7 +95,7 @@ fn a_node_cannot_speak_for_another() {
     let fence = dunlin_wire::Fence(task["attempts"][0]["fence"].as_u64().unwrap());
     let enrolled = dunlin_agent::files::Files::at(&fleet.data("b")).enrolment().unwrap();
     let key = std::fs::read(fleet.data("b").join("identity.key")).unwrap();
-    let mut bytes = hello(enrolled.fleet, "b", 1, 1);
+    let mut bytes = hello(enrolled.fleet, "b", version::GENERATION, 1);
     let report = Box::new(Report::without_process(Outcome::Ok));
     let outcome = Upload::Outcome { task: id.parse().unwrap(), fence, report };
     for (seq, message) in
@@ -157,7 +157,7 @@ fn closed_with(
 ) -> Option<CloseCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let addr = fleet.quic().parse().unwrap();
-    let tls = dunlin_agent::link::client_tls(key, hub).unwrap();
+    let tls = dunlin_agent::link::client_tls(key, hub, Default::default()).unwrap();
     runtime.block_on(async {
         let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
         let config = quinn::ClientConfig::new(Arc::new(tls));
@@ -191,8 +191,6 @@ fn hello(fleet_id: FleetId, name: &str, generation: u16, connection: u64) -> Vec
         slots: 1,
         profile: Profile::Lan,
         policy: [0; 8],
-        unfinished: vec![],
-        claims: vec![],
     };
     let mut bytes = Vec::new();
     let frame = Numbered { seq: 1, message: ToHub::Hello(Box::new(hello)) };
@@ -213,16 +211,34 @@ fn peers_that_break_the_rules_are_closed_with_their_own_code() {
     let mut framed_garbage = vec![5];
     framed_garbage.extend([0xff; 5]);
     let cases = [
-        ("unknown key", stranger.as_slice(), hello(mine, "a", 1, 100), None, CloseCode::UnknownKey),
-        ("wrong fleet", known.as_slice(), hello(FleetId([1; 16]), "a", 1, 101), None, CloseCode::WrongFleet),
+        (
+            "unknown key",
+            stranger.as_slice(),
+            hello(mine, "a", version::GENERATION, 100),
+            None,
+            CloseCode::UnknownKey,
+        ),
+        (
+            "wrong fleet",
+            known.as_slice(),
+            hello(FleetId([1; 16]), "a", version::GENERATION, 101),
+            None,
+            CloseCode::WrongFleet,
+        ),
         ("generation 0", known.as_slice(), hello(mine, "a", 0, 102), None, CloseCode::UnsupportedGeneration),
-        ("another's name", known.as_slice(), hello(mine, "b", 1, 103), None, CloseCode::KeyMismatch),
+        (
+            "another's name",
+            known.as_slice(),
+            hello(mine, "b", version::GENERATION, 103),
+            None,
+            CloseCode::KeyMismatch,
+        ),
         ("oversize", known.as_slice(), vec![0xff, 0xff, 0xff, 0x7f], None, CloseCode::TooLarge),
         ("garbage", known.as_slice(), framed_garbage.clone(), None, CloseCode::Garbage),
         (
             "garbage upload",
             known.as_slice(),
-            hello(mine, "a", 1, 104),
+            hello(mine, "a", version::GENERATION, 104),
             Some(framed_garbage),
             CloseCode::Garbage,
         ),
@@ -232,7 +248,7 @@ fn peers_that_break_the_rules_are_closed_with_their_own_code() {
     }
     // The connection counter went backwards: two boards share one identity.
     assert_eq!(
-        closed_with(&fleet, &known, enrolled.hub, hello(mine, "a", 1, 50), None),
+        closed_with(&fleet, &known, enrolled.hub, hello(mine, "a", version::GENERATION, 50), None),
         Some(CloseCode::Cloned)
     );
     let metrics = fleet.call("GET", "/metrics", None).unwrap().1;
@@ -242,7 +258,7 @@ fn peers_that_break_the_rules_are_closed_with_their_own_code() {
     }
     // A board that pins another hub does not even shake hands.
     let other = dunlin_wire::Key([3; 32]);
-    let tls: QuicClientConfig = dunlin_agent::link::client_tls(&known, other).unwrap();
+    let tls: QuicClientConfig = dunlin_agent::link::client_tls(&known, other, Default::default()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let refused = runtime.block_on(async {
         let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();

@@ -19,6 +19,7 @@ pub struct Model {
     ended: BTreeMap<Fence, Outcome>,
     /// Grants by task.
     grants: BTreeMap<TaskId, BTreeSet<Fence>>,
+    seen: BTreeSet<Fence>,
     /// Outcomes that a board was told to forget because they count.
     settled: BTreeMap<Fence, TaskId>,
     pub started: u64,
@@ -37,14 +38,19 @@ impl Model {
         self.cancelled.insert(id);
     }
 
-    /// The hub gives the task away: whatever ran of it must be over.
-    pub fn granted(&mut self, id: &TaskId, fence: Fence) {
-        let first = self.grants.entry(id.clone()).or_default().insert(fence);
-        if first {
+    /// The hub gives the task away: whatever ran of it must be over. A grant to a connection that is not confirmed
+    /// does not count, whether it was taken or not: the one exception.
+    pub fn granted(&mut self, id: &TaskId, fence: Fence, early: bool) {
+        if self.seen.insert(fence) {
             let live: Vec<_> = self.live.iter().filter(|(task, _, _)| task == id).collect();
             assert!(live.is_empty(), "{id} is granted as {fence} while it runs: {live:?}");
         }
-        let grants = self.grants[id].len() as u32;
+        if early {
+            return;
+        }
+        let grants = self.grants.entry(id.clone()).or_default();
+        grants.insert(fence);
+        let grants = grants.len() as u32;
         let max = self.accepted.get(id).copied().unwrap_or(u32::MAX);
         assert!(grants <= max, "{id} was granted {grants} times, {max} are allowed");
     }

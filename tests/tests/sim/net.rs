@@ -1,6 +1,6 @@
 //! The network of the simulation: order holds within a stream; everything else is delay, stall, repetition and loss.
 
-use super::world::{Link, Packet, World};
+use super::world::{Flight, Link, Packet, World};
 use dunlin_agent::event::Event as AgentEvent;
 use dunlin_hub::event::{ConnId, Event};
 use dunlin_wire::Fence;
@@ -28,7 +28,8 @@ impl World {
 
     pub(super) fn say_to_board(&mut self, conn: ConnId, message: ToAgent) {
         if let ToAgent::Grant(grant) = &message {
-            self.model.granted(&grant.task, grant.fence);
+            let early = self.links.get(&conn).is_none_or(|l| l.early);
+            self.model.granted(&grant.task, grant.fence, early);
         }
         let delay = self.delay();
         let twice = !self.calm && self.rng.u8(..) < 5 && !matches!(message, ToAgent::Welcome(_));
@@ -59,6 +60,25 @@ impl World {
                 }
             }
             Packet::BoardSeesEnd => self.end_at_board(conn),
+            Packet::BoardConfirms if at_board => {
+                let event = match link.refused {
+                    true => AgentEvent::Connected { early: false },
+                    false => AgentEvent::Confirmed,
+                };
+                self.boards[board].inbox.push((self.now, event));
+                let at = self.now + self.delay();
+                if let Some(link) = self.links.get_mut(&conn) {
+                    link.control_at = link.control_at.max(at);
+                    link.first = false;
+                }
+                self.push(at, conn, Packet::HubConfirms);
+            }
+            Packet::HubConfirms if at_hub => {
+                if let Some(link) = self.links.get_mut(&conn) {
+                    link.early = false;
+                }
+                self.hub_step(vec![Event::Confirmed { conn }]);
+            }
             _ => {}
         }
         self.links.retain(|_, link| link.at_hub || link.at_board);
@@ -90,23 +110,71 @@ impl World {
     }
 
     pub(super) fn connect(&mut self, at: usize) {
+        let early = self.rng.bool();
+        let refused = early && self.rng.u8(..) < 40;
+        let conn = self.open(at, early, refused);
+        if self.link_of(at) != Some(conn) {
+            return;
+        }
+        self.boards[at].inbox.retain(|(_, e)| !matches!(e, AgentEvent::FromHub(_) | AgentEvent::Confirmed));
+        self.boards[at].inbox.push((self.now, AgentEvent::Connected { early }));
+        if early {
+            let back = (self.now + self.delay() + self.delay()).max(self.boards[at].partitioned_until);
+            if let Some(link) = self.links.get_mut(&conn) {
+                link.answers_at = back;
+            }
+            self.push(back, conn, Packet::BoardConfirms);
+            self.flights.push(Flight { board: at, frames: Vec::new() });
+        }
+    }
+
+    fn open(&mut self, board: usize, early: bool, refused: bool) -> ConnId {
         self.next += 1;
         let conn = ConnId(self.next);
         let link = Link {
-            board: at,
+            board,
             at_hub: true,
             at_board: true,
             control_at: 0,
             answers_at: 0,
             uploads_at: BTreeMap::new(),
+            early,
+            first: early,
+            refused,
         };
         self.links.insert(conn, link);
-        let key = self.boards[at].key;
-        self.hub_step(vec![Event::Opened { conn, key }]);
-        if self.link_of(at) == Some(conn) {
-            self.boards[at].inbox.retain(|(_, e)| !matches!(e, AgentEvent::FromHub(_)));
-            self.boards[at].inbox.push((self.now, AgentEvent::Connected));
+        let key = self.boards[board].key;
+        self.hub_step(vec![Event::Opened { conn, key, early }]);
+        conn
+    }
+
+    /// Somebody who recorded a board's first flight sends it: before it arrives itself, after it, or in its place. TLS
+    /// lets a session be used once; here it does not, so that the layers above must hold by themselves.
+    pub(super) fn replay(&mut self) {
+        let from = self.flights.len().saturating_sub(8);
+        self.flights.drain(..from);
+        let known: Vec<&Flight> = self.flights.iter().filter(|f| !f.frames.is_empty()).collect();
+        let Some(flight) = self.rng.choice(known) else { return };
+        let (board, frames) = (flight.board, flight.frames.clone());
+        let conn = self.open(board, true, false);
+        let Some(link) = self.links.get_mut(&conn) else { return };
+        link.at_board = false;
+        let newest = self.store.read(|view| view.newest_event()).unwrap();
+        for frame in frames {
+            self.hub_step(vec![Event::Control { conn, frame }]);
         }
+        let name = &self.boards[board].name;
+        let events = self.store.read(|view| view.events_after(newest, 100)).unwrap();
+        let revived = events.iter().any(|(_, e)| e.kind == "node.up" && e.node.as_ref() == Some(name));
+        assert!(!revived, "{name} is believed to live by what somebody repeats");
+        if self.rng.u8(..) < 80 {
+            // Instead of the real one.
+            if let Some(real) = self.link_of(board) {
+                self.cut(real);
+            }
+        }
+        let end = self.now + 10_000;
+        self.push(end, conn, Packet::HubSeesEnd);
     }
 
     pub(super) fn say_to_hub(&mut self, at: usize, frame: Numbered) {
@@ -117,6 +185,13 @@ impl World {
         let Some(link) = self.links.get_mut(&conn) else { return };
         let arrives = (self.now + delay).max(link.control_at).max(stalled);
         link.control_at = arrives;
+        if link.first {
+            let flight = self.flights.iter_mut().rev().find(|f| f.board == at && f.frames.len() < 2);
+            flight.into_iter().for_each(|f| f.frames.push(frame.clone()));
+            if link.refused {
+                return;
+            }
+        }
         if twice {
             let later = arrives + self.rng.u64(1..20_000);
             self.push(later, conn, Packet::Control(frame.clone()));

@@ -44,8 +44,8 @@ pub fn run() {
     let mut board = Board::new(0, key, "b0".parse().unwrap(), hub.fleet());
     let mut queue = board.start(now.mono);
     let conn = ConnId(1);
-    answered(hub.step(vec![Event::Opened { conn, key }], now));
-    board.inbox.push((0, AgentEvent::Connected));
+    answered(hub.step(vec![Event::Opened { conn, key, early: false }], now));
+    board.inbox.push((0, AgentEvent::Connected { early: false }));
     let mut model = Model::default();
     let mut rng = fastrand::Rng::with_seed(1);
     let mut order: Vec<String> = Vec::new();

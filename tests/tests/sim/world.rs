@@ -12,10 +12,9 @@ use dunlin_hub::event::{Answer, ApiRefusal, ConnId, Effect, Event, Request};
 use dunlin_hub::hub::{Hub, Setup};
 use dunlin_hub::store::{Store, StoreOptions};
 use dunlin_wire::job::{Delivery, Job, OnDisconnect, Shell};
-use dunlin_wire::message::{
-    AckVerdict, Join, Numbered, Profile, Role, ToAgent, ToHub, Upload, Verdict, Welcome,
-};
+use dunlin_wire::message::{AckVerdict, Join, Numbered, Profile, Role, ToAgent, ToHub, Upload, Verdict};
 use dunlin_wire::ticket::Ticket;
+use dunlin_wire::version::GENERATION;
 use dunlin_wire::{Fence, Key, TaskId};
 use ring::signature::Ed25519KeyPair;
 use std::collections::BTreeMap;
@@ -30,6 +29,10 @@ pub(super) enum Packet {
     ToBoard(ToAgent),
     HubSeesEnd,
     BoardSeesEnd,
+    /// The hub's first flight reaches the board: its handshake is over there.
+    BoardConfirms,
+    /// The board's answer to it reaches the hub.
+    HubConfirms,
 }
 
 /// A connection: what each direction delivered last, for order is kept within a stream.
@@ -40,6 +43,17 @@ pub(super) struct Link {
     pub(super) control_at: u64,
     pub(super) answers_at: u64,
     pub(super) uploads_at: BTreeMap<Fence, u64>,
+    /// Whether the hub believes nothing of it yet, whether the board's first words are still early data, and whether
+    /// the hub refuses those.
+    pub(super) early: bool,
+    pub(super) first: bool,
+    pub(super) refused: bool,
+}
+
+/// What somebody recorded of a board's early data.
+pub(super) struct Flight {
+    pub(super) board: usize,
+    pub(super) frames: Vec<Numbered>,
 }
 
 pub(super) enum Asked {
@@ -60,6 +74,7 @@ pub struct World {
     pub(super) packets: BTreeMap<(u64, u64), (ConnId, Packet)>,
     pub(super) next: u64,
     pub(super) asked: Vec<(Asked, Answered)>,
+    pub(super) flights: Vec<Flight>,
     pub(super) model: Model,
     pub(super) act_at: u64,
     pub(super) calm: bool,
@@ -112,9 +127,10 @@ pub(super) fn enrol(hub: &mut Hub, at: usize, slots: u32, now: Now) -> Key {
     let ticket = Ticket::parse(&ticket).unwrap();
     let key = Key([at as u8 + 1; 32]);
     let conn = ConnId(1_000_000 + at as u64);
-    let join = Join { generation: 1, invite: ticket.invite, secret: ticket.secret };
+    let join = Join { generation: GENERATION, invite: ticket.invite, secret: ticket.secret };
     let frame = Numbered { seq: 1, message: ToHub::Join(Box::new(join)) };
-    let effects = hub.step(vec![Event::Opened { conn, key }, Event::Control { conn, frame }], now);
+    let effects =
+        hub.step(vec![Event::Opened { conn, key, early: false }, Event::Control { conn, frame }], now);
     assert!(effects.iter().any(|e| matches!(e, Effect::Send(_, ToAgent::Joined(_)))), "{effects:?}");
     hub.step(vec![Event::Closed { conn, by: None }], now);
     key
@@ -143,6 +159,7 @@ impl World {
             packets: BTreeMap::new(),
             next: 1,
             asked: Vec::new(),
+            flights: Vec::new(),
             model: Model::default(),
             act_at: start.mono,
             calm: false,
@@ -257,6 +274,7 @@ impl World {
                 }
             }
             // Somebody sets the hub's clock.
+            90..=96 => self.replay(),
             87..=89 => self.wall = (self.wall + 3_600_000).wrapping_sub(self.rng.u64(0..7_200_000)),
             _ => {}
         }
@@ -465,8 +483,7 @@ fn settled(event: &AgentEvent) -> Vec<Fence> {
     let counts = |v: &AckVerdict| matches!(v, AckVerdict::Applied | AckVerdict::Duplicate);
     match event {
         AgentEvent::FromHub(ToAgent::Ack { fence, verdict }) if counts(verdict) => vec![*fence],
-        AgentEvent::FromHub(ToAgent::Welcome(welcome)) => {
-            let Welcome { verdicts, .. } = welcome.as_ref();
+        AgentEvent::FromHub(ToAgent::Verdicts { verdicts, .. }) => {
             let acks =
                 verdicts.iter().filter(|(_, v)| matches!(v, Verdict::Ack { verdict } if counts(verdict)));
             acks.map(|(fence, _)| *fence).collect()

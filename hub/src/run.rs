@@ -1,8 +1,8 @@
 //! Puts the parts together and drives the engine: one thread owns it, everything else sends it events.
 
-use crate::api::{self, ApiState};
+use crate::api::{self, ApiState, Tls, TlsListener};
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, TlsFiles};
 use crate::event::{ConnId, Effect, Event};
 use crate::hub::{Hub, Setup};
 use crate::link::{self, Identity, Lines, Outbox};
@@ -23,11 +23,11 @@ const BATCH_MAX: usize = 1024;
 /// How long a stopping hub waits for each of its parts.
 const STOP: Duration = Duration::from_secs(2);
 
-/// Runs the hub until it is told to stop.
+/// Runs the hub until it is told to stop. `tls` is what `config.tls` names, loaded; without it the API is plain HTTP.
 ///
 /// # Errors
 /// What kept it from starting.
-pub fn serve(config: &Config) -> Result<()> {
+pub fn serve(config: &Config, tls: Option<Tls>) -> Result<()> {
     std::fs::create_dir_all(&config.data)
         .with_context(|| format!("{}: cannot make the data directory", config.data.display()))?;
     let options = StoreOptions { bytes_max: config.store_bytes_max, sync: true };
@@ -36,10 +36,10 @@ pub fn serve(config: &Config) -> Result<()> {
     let identity = Identity::load_or_make(&config.data.join("hub.key"))?;
     owner_token(&store, &config.data)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(run(config, store, identity))
+    runtime.block_on(run(config, tls, store, identity))
 }
 
-async fn run(config: &Config, store: Arc<Store>, identity: Identity) -> Result<()> {
+async fn run(config: &Config, tls: Option<Tls>, store: Arc<Store>, identity: Identity) -> Result<()> {
     let endpoint = link::bind(config.quic, &identity).with_context(|| format!("QUIC on {}", config.quic))?;
     let bound = endpoint.local_addr()?;
     let listener = tokio::net::TcpListener::bind(config.http)
@@ -66,10 +66,18 @@ async fn run(config: &Config, store: Arc<Store>, identity: Identity) -> Result<(
     let lines = Lines { events: events.clone(), outboxes };
     let accepting = tokio::spawn(link::accept(endpoint.clone(), lines));
     tracing::info!(subsystem = "quic", addr = %bound, key = %identity.public(), "listening");
-    tracing::info!(subsystem = "http", addr = %http, "listening");
+    tracing::info!(subsystem = "http", addr = %http, posture = config.posture().as_str(), "listening");
     let state = ApiState::new(store, events, newest_rx, config.rate_per_s, config.burst);
     let (stop, stopped) = watch::channel(false);
-    let mut api = tokio::spawn(api::serve(listener, state, wait_for(stopped)));
+    let stop_api = wait_for(stopped);
+    let mut api = match tls.zip(config.tls.clone()) {
+        None => tokio::spawn(api::serve(listener, state, stop_api)),
+        Some((tls, files)) => {
+            let (newest, current) = watch::channel(tls);
+            tokio::spawn(load_again(files, newest));
+            tokio::spawn(api::serve(TlsListener::new(listener, current)?, state, stop_api))
+        }
+    };
     stop_signal().await?;
     tracing::info!("stopping");
     stop.send_replace(true);
@@ -87,6 +95,25 @@ async fn run(config: &Config, store: Arc<Store>, identity: Identity) -> Result<(
 
 async fn wait_for(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+/// Loads the certificate again at every SIGHUP, so that a new one needs no restart. A pair that is not good is logged,
+/// and the one before it goes on.
+async fn load_again(files: TlsFiles, newest: watch::Sender<Tls>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangups = match signal(SignalKind::hangup()) {
+        Ok(hangups) => hangups,
+        Err(error) => return tracing::error!(subsystem = "http", %error, "SIGHUP is not listened to"),
+    };
+    while hangups.recv().await.is_some() {
+        match Tls::load(&files) {
+            Ok(tls) => {
+                newest.send_replace(tls);
+                tracing::info!(subsystem = "http", "certificate loaded again");
+            }
+            Err(error) => tracing::error!(subsystem = "http", %error, "the certificate before it goes on"),
+        }
+    }
 }
 
 async fn stop_signal() -> Result<()> {

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 /// Events that may wait for the loop; whoever sends more waits.
@@ -74,7 +75,8 @@ async fn run(config: &Config, tls: Option<Tls>, store: Arc<Store>, identity: Ide
         None => tokio::spawn(api::serve(listener, state, stop_api)),
         Some((tls, files)) => {
             let (newest, current) = watch::channel(tls);
-            tokio::spawn(load_again(files, newest));
+            // Listened to before anybody can connect: by itself the signal would end the hub.
+            tokio::spawn(load_again(files, newest, signal(SignalKind::hangup())?));
             tokio::spawn(api::serve(TlsListener::new(listener, current)?, state, stop_api))
         }
     };
@@ -99,12 +101,7 @@ async fn wait_for(mut stopped: watch::Receiver<bool>) {
 
 /// Loads the certificate again at every SIGHUP, so that a new one needs no restart. A pair that is not good is logged,
 /// and the one before it goes on.
-async fn load_again(files: TlsFiles, newest: watch::Sender<Tls>) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut hangups = match signal(SignalKind::hangup()) {
-        Ok(hangups) => hangups,
-        Err(error) => return tracing::error!(subsystem = "http", %error, "SIGHUP is not listened to"),
-    };
+async fn load_again(files: TlsFiles, newest: watch::Sender<Tls>, mut hangups: Signal) {
     while hangups.recv().await.is_some() {
         match Tls::load(&files) {
             Ok(tls) => {
@@ -117,7 +114,6 @@ async fn load_again(files: TlsFiles, newest: watch::Sender<Tls>) {
 }
 
 async fn stop_signal() -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         _ = term.recv() => {}

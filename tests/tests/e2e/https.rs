@@ -30,8 +30,7 @@ fn fleet() -> (tempfile::TempDir, Fleet) {
 /// Runs `dunlin` against a URL with a certificate to trust.
 fn dunlin(fleet: &Fleet, hub: &str, ca: Option<&Path>, args: &[&str]) -> Output {
     let mut command = fleet.command("dunlin");
-    command.env_remove("DUNLIN_CA").env_remove("DUNLIN_INSECURE_HTTP").args(["--hub", hub]);
-    command.args(ca.map(|path| format!("--ca={}", path.display()))).args(args);
+    command.args(["--hub", hub]).args(ca.map(|path| format!("--ca={}", path.display()))).args(args);
     command.output().unwrap()
 }
 
@@ -65,6 +64,16 @@ fn a_task_goes_over_tls_to_whoever_trusts_the_certificate() {
     assert!(out.status.success(), "{out:?}");
     let listed = dunlin(&fleet, &url(&fleet), Some(&ca), &["tasks", "--json"]);
     assert!(String::from_utf8_lossy(&listed.stdout).contains("over-tls"), "{listed:?}");
+
+    let invited = dunlin(&fleet, &url(&fleet), Some(&ca), &["node", "invite", "a"]);
+    let ticket = String::from_utf8(invited.stdout).unwrap();
+    let mut join = fleet.command("dunlin-agent");
+    join.args(["join", ticket.trim(), "--data"]).arg(fleet.data("a"));
+    assert!(join.output().unwrap().status.success());
+    let _a = fleet.start_agent("a").unwrap();
+    let waited = dunlin(&fleet, &url(&fleet), Some(&ca), &["submit", "--wait", "--", "/usr/bin/uname", "-a"]);
+    let wrote = String::from_utf8_lossy(&waited.stdout);
+    assert!(waited.status.success() && wrote.starts_with("Linux"), "events and output come too: {waited:?}");
 
     let (code, said) = fails(&dunlin(&fleet, &url(&fleet), None, &["tasks"]));
     assert!(code == 69 && said.contains("UnknownIssuer") && said.contains("--ca"), "{said}");

@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes at once. Who comes when there are so many waits in the kernel's queue, at most as long as one takes.
+/// Handshakes at once. Who comes when there are so many waits in the kernel's queue until one is over.
 const HANDSHAKES_MAX: usize = 256;
 /// Pause after an error that is not about one connection, such as no descriptor being left.
 const PAUSE: Duration = Duration::from_secs(1);

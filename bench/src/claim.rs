@@ -96,7 +96,7 @@ impl Hub {
         let config = Config::load(Some(&file), &over)?;
         // Ends with this process.
         std::thread::spawn(move || {
-            if let Err(error) = dunlin_hub::run::serve(&config) {
+            if let Err(error) = dunlin_hub::run::serve(&config, None) {
                 eprintln!("the hub ended: {error:#}");
             }
         });

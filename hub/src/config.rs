@@ -74,6 +74,8 @@ struct RawQueue {
 struct RawApi {
     rate_per_s: Option<u32>,
     burst: Option<u32>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
 }
 
 /// What the command line may say over the file.
@@ -85,6 +87,37 @@ pub struct Overrides {
     pub quic: Option<SocketAddr>,
     /// HTTP address.
     pub http: Option<SocketAddr>,
+}
+
+/// The certificate of the API and its key, both PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, then those that lead to its root.
+    pub cert: PathBuf,
+    /// Its key, which nobody else may read.
+    pub key: PathBuf,
+}
+
+/// Who can read what the API is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Posture {
+    /// Plain HTTP that does not leave this machine.
+    PlainLoopback,
+    /// TLS.
+    Tls,
+    /// Plain HTTP that others may read, because the file says so.
+    Insecure,
+}
+
+impl Posture {
+    /// Its word in logs and reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Posture::PlainLoopback => "plain-loopback",
+            Posture::Tls => "tls",
+            Posture::Insecure => "insecure",
+        }
+    }
 }
 
 /// The configuration, which cannot be wrong any more.
@@ -110,6 +143,8 @@ pub struct Config {
     pub rate_per_s: u32,
     /// API requests at once per token.
     pub burst: u32,
+    /// With these the API speaks TLS, and nothing else.
+    pub tls: Option<TlsFiles>,
     /// The numbers of the lifecycle.
     pub timing: Timing,
 }
@@ -151,9 +186,22 @@ impl Config {
             if (low..=high).contains(&got) { Ok(got) } else { Err(value(field, rule)) }
         };
         let http = over.http.map_or_else(|| addr("http", raw.http, "127.0.0.1:7080"), Ok)?;
-        if !http.ip().is_loopback() && raw.insecure_http != Some(true) {
+        let tls = match (raw.api.tls_cert, raw.api.tls_key) {
+            (Some(cert), Some(key)) => Some(TlsFiles { cert, key }),
+            (None, None) => None,
+            (Some(_), None) => {
+                let rule = "is missing beside api.tls_cert: TLS needs both. Set tls_key = \"PATH\" to its key in PEM";
+                return Err(value("api.tls_key", rule.into()));
+            }
+            (None, Some(_)) => {
+                let rule = "is missing beside api.tls_key: TLS needs both. Set tls_cert = \"PATH\" to the chain in PEM";
+                return Err(value("api.tls_cert", rule.into()));
+            }
+        };
+        if !http.ip().is_loopback() && tls.is_none() && raw.insecure_http != Some(true) {
             let rule = format!(
-                "is `{http}`: plain HTTP is served on loopback only. Put a TLS proxy in front, or set insecure_http = true"
+                "is `{http}`: plain HTTP is served on loopback only. Set tls_cert and tls_key in [api], put a TLS proxy \
+                 in front, or set insecure_http = true"
             );
             return Err(value("http", rule));
         }
@@ -175,8 +223,18 @@ impl Config {
             rate_per_s: range("api.rate_per_s", raw.api.rate_per_s.unwrap_or(50).into(), 1, 1_000_000)?
                 as u32,
             burst: range("api.burst", raw.api.burst.unwrap_or(200).into(), 1, 1_000_000)? as u32,
+            tls,
             timing,
         })
+    }
+
+    /// Who can read what the API is told.
+    pub fn posture(&self) -> Posture {
+        match (&self.tls, self.http.ip().is_loopback()) {
+            (Some(_), _) => Posture::Tls,
+            (None, true) => Posture::PlainLoopback,
+            (None, false) => Posture::Insecure,
+        }
     }
 
     /// Addresses for tickets when the QUIC endpoint listens on `bound`.
@@ -196,11 +254,15 @@ impl Config {
 mod tests {
     use super::*;
 
-    fn check(text: &str, want: &str) {
+    fn load(text: &str) -> Result<Config, ConfigError> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("hub.toml");
         std::fs::write(&path, text).unwrap();
-        match Config::load(Some(&path), &Overrides::default()) {
+        Config::load(Some(&path), &Overrides::default())
+    }
+
+    fn check(text: &str, want: &str) {
+        match load(text) {
             Ok(_) => assert_eq!(want, "", "{text}"),
             Err(error) => assert!(error.to_string().contains(want) && !want.is_empty(), "{text}: {error}"),
         }
@@ -217,5 +279,23 @@ mod tests {
         check("insecure_http = true\nhttp = \"0.0.0.0:80\"\n", "");
         check("[store]\nmax_mib = 1\n", "store.max_mib must be 16 to");
         check("[timing]\nlease = 3\n", "line 2: unknown field `lease`");
+    }
+
+    #[test]
+    fn tls_is_both_files_or_none_and_opens_other_addresses() {
+        let pair = "[api]\ntls_cert = \"/c\"\ntls_key = \"/k\"\n";
+        check("[api]\ntls_cert = \"/c\"\n", "api.tls_key is missing beside api.tls_cert");
+        check("[api]\ntls_key = \"/k\"\n", "api.tls_cert is missing beside api.tls_key");
+        check(&format!("http = \"0.0.0.0:80\"\n{pair}"), "");
+        check("http = \"0.0.0.0:80\"\n", "Set tls_cert and tls_key in [api]");
+        for (text, posture) in [
+            (String::new(), Posture::PlainLoopback),
+            ("insecure_http = true\n".into(), Posture::PlainLoopback),
+            (pair.into(), Posture::Tls),
+            (format!("insecure_http = true\nhttp = \"0.0.0.0:80\"\n{pair}"), Posture::Tls),
+            ("insecure_http = true\nhttp = \"0.0.0.0:80\"\n".into(), Posture::Insecure),
+        ] {
+            assert_eq!(load(&text).unwrap().posture(), posture, "{text}");
+        }
     }
 }

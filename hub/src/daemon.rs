@@ -1,5 +1,6 @@
 //! The command line of `dunlin-hub`.
 
+use crate::api::Tls;
 use crate::config::{Config, ConfigError, Overrides};
 use crate::{doctor, run};
 use clap::{Parser, Subcommand};
@@ -29,7 +30,7 @@ struct Cli {
 enum Command {
     /// Run the hub.
     Serve(Common),
-    /// Check the configuration and say what would be used; opens nothing.
+    /// Check the configuration and the API's certificate, and say what would be used; opens no port.
     Check(Common),
     /// Look at this machine: directory, disk, ports, clock, store.
     Doctor {
@@ -76,16 +77,8 @@ pub fn main() -> ExitCode {
         }
     };
     match cli.command {
-        Command::Serve(common) => with_config(&common, serve),
-        Command::Check(common) => with_config(&common, |config| {
-            println!(
-                "configuration is good: data {}, quic {}, http {}",
-                config.data.display(),
-                config.quic,
-                config.http
-            );
-            ExitCode::SUCCESS
-        }),
+        Command::Serve(common) => with_config(&common, |config| with_tls(config, serve)),
+        Command::Check(common) => with_config(&common, |config| with_tls(config, check)),
         Command::Doctor { common, json } => with_config(&common, |config| doctor::run(config, json)),
     }
 }
@@ -100,11 +93,28 @@ fn with_config(common: &Common, f: impl FnOnce(&Config) -> ExitCode) -> ExitCode
     }
 }
 
-fn serve(config: &Config) -> ExitCode {
+/// The certificate is part of the configuration: it is looked at before anything is opened.
+fn with_tls(config: &Config, f: impl FnOnce(&Config, Option<Tls>) -> ExitCode) -> ExitCode {
+    match config.tls.as_ref().map(Tls::load).transpose() {
+        Ok(tls) => f(config, tls),
+        Err(error) => {
+            eprintln!("dunlin-hub: {error}");
+            ExitCode::from(EX_USAGE)
+        }
+    }
+}
+
+fn check(config: &Config, _: Option<Tls>) -> ExitCode {
+    let (data, posture) = (config.data.display(), config.posture().as_str());
+    println!("configuration is good: data {data}, quic {}, http {} ({posture})", config.quic, config.http);
+    ExitCode::SUCCESS
+}
+
+fn serve(config: &Config, tls: Option<Tls>) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log).unwrap_or_default();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), data = %config.data.display(), "dunlin-hub");
-    match run::serve(config) {
+    match run::serve(config, tls) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("dunlin-hub: {error:#}");

@@ -1,7 +1,8 @@
 //! `dunlin-hub doctor`: what stands in the way of running a hub here, and what to do about it.
 
+use crate::api::Tls;
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, Posture};
 use crate::link::Identity;
 use crate::store::{Store, StoreError, StoreOptions};
 use serde::Serialize;
@@ -103,6 +104,18 @@ fn checks(config: &Config) -> Vec<Check> {
     match TcpListener::bind(config.http) {
         Ok(_) => add("http", Level::Green, format!("tcp {} is free", config.http), ""),
         Err(e) => add("http", Level::Red, format!("tcp {}: {e}", config.http), in_use),
+    }
+    let posture = config.posture();
+    let found = posture.as_str().to_owned();
+    match config.tls.as_ref().map(Tls::load).transpose() {
+        Err(e) => {
+            add("api", Level::Red, format!("{found}: {e}"), "make this right, or the hub does not start")
+        }
+        Ok(_) if posture == Posture::Insecure => {
+            let fix = "set tls_cert and tls_key in [api]: whoever is on the way reads the token";
+            add("api", Level::Yellow, found, fix);
+        }
+        Ok(_) => add("api", Level::Green, found, ""),
     }
     let wall = clock::now().wall;
     let bad = wall < CLOCK_MS_MIN;

@@ -1,8 +1,8 @@
 //! Puts the parts together and drives the engine: one thread owns it, everything else sends it events.
 
-use crate::api::{self, ApiState};
+use crate::api::{self, ApiState, Tls, TlsListener};
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, TlsFiles};
 use crate::event::{ConnId, Effect, Event};
 use crate::hub::{Hub, Setup};
 use crate::link::{self, Identity, Lines, Outbox, Peers};
@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 /// Events that may wait for the loop; whoever sends more waits.
@@ -26,11 +27,11 @@ const STOP: Duration = Duration::from_secs(2);
 /// How often it is kept where agents are.
 const PEERS: Duration = Duration::from_secs(1);
 
-/// Runs the hub until it is told to stop.
+/// Runs the hub until it is told to stop. `tls` is what `config.tls` names, loaded; without it the API is plain HTTP.
 ///
 /// # Errors
 /// What kept it from starting.
-pub fn serve(config: &Config) -> Result<()> {
+pub fn serve(config: &Config, tls: Option<Tls>) -> Result<()> {
     std::fs::create_dir_all(&config.data)
         .with_context(|| format!("{}: cannot make the data directory", config.data.display()))?;
     let options = StoreOptions { bytes_max: config.store_bytes_max, sync: true };
@@ -43,10 +44,16 @@ pub fn serve(config: &Config) -> Result<()> {
     let sessions = Sessions::open(&config.data.join("sessions"), version::ALPN, boot.trim(), now_s)?;
     let sessions = Arc::new(sessions);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(run(config, store, identity, sessions))
+    runtime.block_on(run(config, tls, store, identity, sessions))
 }
 
-async fn run(config: &Config, store: Arc<Store>, identity: Identity, sessions: Arc<Sessions>) -> Result<()> {
+async fn run(
+    config: &Config,
+    tls: Option<Tls>,
+    store: Arc<Store>,
+    identity: Identity,
+    sessions: Arc<Sessions>,
+) -> Result<()> {
     let peers = Arc::new(Peers::default());
     let lost = sessions.peers()?;
     let setup = link::Setup { identity: &identity, sessions: sessions.clone(), lost, peers: peers.clone() };
@@ -77,10 +84,19 @@ async fn run(config: &Config, store: Arc<Store>, identity: Identity, sessions: A
     let keeping = tokio::spawn(keep_peers(peers, sessions.clone()));
     let accepting = tokio::spawn(link::accept(endpoint.clone(), lines));
     tracing::info!(subsystem = "quic", addr = %bound, key = %identity.public(), "listening");
-    tracing::info!(subsystem = "http", addr = %http, "listening");
+    tracing::info!(subsystem = "http", addr = %http, posture = config.posture().as_str(), "listening");
     let state = ApiState::new(store, events, newest_rx, config.rate_per_s, config.burst);
     let (stop, stopped) = watch::channel(false);
-    let mut api = tokio::spawn(api::serve(listener, state, wait_for(stopped)));
+    let stop_api = wait_for(stopped);
+    let mut api = match tls.zip(config.tls.clone()) {
+        None => tokio::spawn(api::serve(listener, state, stop_api)),
+        Some((tls, files)) => {
+            let (newest, current) = watch::channel(tls);
+            // Listened to before anybody can connect: by itself the signal would end the hub.
+            tokio::spawn(load_again(files, newest, signal(SignalKind::hangup())?));
+            tokio::spawn(api::serve(TlsListener::new(listener, current)?, state, stop_api))
+        }
+    };
     stop_signal().await?;
     tracing::info!("stopping");
     stop.send_replace(true);
@@ -117,8 +133,21 @@ async fn wait_for(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stop| *stop).await;
 }
 
+/// Loads the certificate again at every SIGHUP, so that a new one needs no restart. A pair that is not good is logged,
+/// and the one before it goes on.
+async fn load_again(files: TlsFiles, newest: watch::Sender<Tls>, mut hangups: Signal) {
+    while hangups.recv().await.is_some() {
+        match Tls::load(&files) {
+            Ok(tls) => {
+                newest.send_replace(tls);
+                tracing::info!(subsystem = "http", "certificate loaded again");
+            }
+            Err(error) => tracing::error!(subsystem = "http", %error, "the certificate before it goes on"),
+        }
+    }
+}
+
 async fn stop_signal() -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         _ = term.recv() => {}

@@ -125,7 +125,9 @@ impl Fleet {
     pub fn command(&self, name: &str) -> Command {
         let mut command = Command::new(self.bin.join(name));
         command.env("DUNLIN_HUB", self.url()).env("DUNLIN_TOKEN_FILE", self.dir.join("hub/owner.token"));
-        command.env_remove("DUNLIN_TOKEN").env_remove("DUNLIN_FAULT");
+        for name in ["DUNLIN_TOKEN", "DUNLIN_FAULT", "DUNLIN_CA", "DUNLIN_INSECURE_HTTP"] {
+            command.env_remove(name);
+        }
         command
     }
 

@@ -5,10 +5,15 @@ mod auth;
 mod body;
 mod error;
 mod events;
+mod listen;
 mod metrics;
 mod nodes;
 mod output;
 mod tasks;
+mod tls;
+
+pub use listen::TlsListener;
+pub use tls::{Tls, TlsError};
 
 use crate::event::{Answer, Event, Request};
 use crate::store::Store;
@@ -16,10 +21,12 @@ use auth::{Actor, RateLimits};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
+use axum::serve::Listener;
 use axum::{Json, Router, middleware};
 use dunlin_wire::limits::BODY_MAX;
 use error::ApiError;
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -123,8 +130,8 @@ async fn health(State(state): State<ApiState>) -> Result<Json<Value>, ApiError> 
 ///
 /// # Errors
 /// The listener's.
-pub async fn serve(
-    listener: tokio::net::TcpListener,
+pub async fn serve<L: Listener<Addr = SocketAddr>>(
+    listener: L,
     state: ApiState,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {

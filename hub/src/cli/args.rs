@@ -1,7 +1,7 @@
 //! What `dunlin` can be told.
 
+use super::client::Target;
 use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
 
 const AFTER: &str = "\
 Exit codes of `submit --wait`: 0 ok; the job's own code; 128+N signal N; 124 timed out; 130 cancelled; 77 denied by the
@@ -13,15 +13,8 @@ The token comes from DUNLIN_TOKEN, or from --token-file (0600; default ~/.config
 #[derive(Parser)]
 #[command(name = "dunlin", version, about = "Submit jobs to a Dunlin fleet, and look after it.", after_help = AFTER)]
 pub(super) struct Cli {
-    /// The hub's API.
-    #[arg(long, env = "DUNLIN_HUB", default_value = "http://127.0.0.1:7080", global = true)]
-    pub hub: String,
-    /// File with the API token.
-    #[arg(long, env = "DUNLIN_TOKEN_FILE", global = true)]
-    pub token_file: Option<PathBuf>,
-    /// Allow plain HTTP to another machine.
-    #[arg(long, global = true)]
-    pub insecure_http: bool,
+    #[command(flatten)]
+    pub target: Target,
     #[command(subcommand)]
     pub command: Command,
 }

@@ -1,10 +1,13 @@
 //! The CLI's way to the API.
 
+use super::hub_url::HubUrl;
+use super::trust;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
+use ureq::tls::TlsConfig;
 
 /// Why a command failed; each has its exit code.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,23 @@ impl Failure {
     }
 }
 
+/// What the command line says about where the hub is.
+#[derive(Debug, clap::Args)]
+pub(super) struct Target {
+    /// The hub's API: https://HOST:PORT, http://127.0.0.1:PORT, or HOST:PORT (https, but on this machine).
+    #[arg(long, env = "DUNLIN_HUB", default_value = "http://127.0.0.1:7080", global = true)]
+    hub: String,
+    /// Trust only the certificates of this PEM file, instead of the roots that browsers trust.
+    #[arg(long, value_name = "FILE", env = "DUNLIN_CA", global = true)]
+    ca: Option<PathBuf>,
+    /// File with the API token.
+    #[arg(long, env = "DUNLIN_TOKEN_FILE", global = true)]
+    token_file: Option<PathBuf>,
+    /// Allow plain HTTP to another machine, which shows the token on the way.
+    #[arg(long, env = "DUNLIN_INSECURE_HTTP", value_parser = clap::builder::FalseyValueParser::new(), global = true)]
+    insecure_http: bool,
+}
+
 /// Where the hub is and how to prove who asks.
 #[derive(Clone)]
 pub(super) struct Client {
@@ -61,22 +81,23 @@ pub(super) struct Output {
 }
 
 impl Client {
-    pub(super) fn new(hub: &str, token_file: Option<PathBuf>, insecure: bool) -> Result<Self, Failure> {
-        let hub = hub.trim_end_matches('/').to_owned();
-        let host = hub.strip_prefix("http://");
-        let host =
-            host.ok_or_else(|| Failure::Usage(format!("--hub must begin with http://; it is `{hub}`")))?;
-        let local = ["127.", "localhost", "[::1]"].iter().any(|l| host.starts_with(l));
-        if !local && !insecure {
-            let text = "plain HTTP to another machine shows your token on the way; use an SSH tunnel, or --insecure-http";
-            return Err(Failure::Usage(text.into()));
-        }
-        let config = ureq::Agent::config_builder()
+    pub(super) fn new(target: Target) -> Result<Self, Failure> {
+        let hub = HubUrl::parse(&target.hub).map_err(Failure::Usage)?;
+        hub.check_clear(target.insecure_http).map_err(Failure::Usage)?;
+        let roots = trust::roots(target.ca.as_deref())?;
+        let mut config = ureq::Agent::config_builder()
             .http_status_as_error(false)
+            // The API never sends anybody elsewhere.
+            .max_redirects(0)
+            .https_only(hub.tls)
+            .tls_config(TlsConfig::builder().root_certs(roots).build())
             .timeout_connect(Some(Duration::from_secs(5)))
-            .timeout_recv_response(Some(Duration::from_secs(30)))
-            .build();
-        Ok(Self { hub, token: token(token_file)?, agent: config.into() })
+            .timeout_recv_response(Some(Duration::from_secs(30)));
+        if hub.loopback {
+            // What is meant for this machine must not go to a proxy of the environment, with the token.
+            config = config.proxy(None);
+        }
+        Ok(Self { hub: hub.base, token: token(target.token_file)?, agent: config.build().into() })
     }
 
     fn request(
@@ -97,14 +118,18 @@ impl Client {
             Some(body) => self.agent.run(request.body(body.to_string()).map_err(usage)?),
             None => self.agent.run(request.body(()).map_err(usage)?),
         };
-        sent.map_err(|e| Failure::Unreachable { hub: self.hub.clone(), why: e.to_string() })
+        sent.map_err(|e| self.unreachable(&e))
+    }
+
+    fn unreachable(&self, error: &ureq::Error) -> Failure {
+        Failure::Unreachable { hub: self.hub.clone(), why: trust::words(error) }
     }
 
     /// One call; the JSON of the answer.
     pub(super) fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
         let mut response = self.request(method, path, "application/json", body)?;
         let text = response.body_mut().read_to_string();
-        let text = text.map_err(|e| Failure::Unreachable { hub: self.hub.clone(), why: e.to_string() })?;
+        let text = text.map_err(|e| self.unreachable(&e))?;
         let value: Value = serde_json::from_str(&text).unwrap_or_default();
         if response.status().is_success() {
             return Ok(value);
@@ -140,7 +165,7 @@ impl Client {
             return Ok(Output { bytes: Vec::new(), next: offset, held: offset });
         }
         let bytes = response.body_mut().read_to_vec();
-        let bytes = bytes.map_err(|e| Failure::Unreachable { hub: self.hub.clone(), why: e.to_string() })?;
+        let bytes = bytes.map_err(|e| self.unreachable(&e))?;
         Ok(Output { bytes, next, held })
     }
 

@@ -2,7 +2,9 @@
 
 mod args;
 mod client;
+mod hub_url;
 mod show;
+mod trust;
 mod wait;
 
 use args::{Cli, Command, NodeCommand, SubmitArgs, TaskCommand};
@@ -21,8 +23,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
         }
     };
-    let client = Client::new(&cli.hub, cli.token_file.clone(), cli.insecure_http);
-    match client.and_then(|client| run(&client, cli.command)) {
+    match Client::new(cli.target).and_then(|client| run(&client, cli.command)) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             eprintln!("dunlin: {failure}");

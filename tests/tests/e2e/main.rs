@@ -5,6 +5,7 @@
 mod api;
 mod board;
 mod faults;
+mod https;
 mod nodes;
 mod uplink;
 mod work;

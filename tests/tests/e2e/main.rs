@@ -7,6 +7,7 @@ mod board;
 mod faults;
 mod nodes;
 mod uplink;
+mod uplinks;
 mod work;
 
 use dunlin_tests::Fleet;

@@ -47,8 +47,12 @@ fn the_second_uplink_is_used_when_the_first_is_dead() {
         || serde_json::from_slice::<Value>(&agent(&fleet, &["status", "--json"]).stdout).unwrap_or_default();
     until("status knows it", || (status_of()["connected"] == true).then_some(()));
     let status = status_of();
-    let posture = "tls-pinned";
-    let uplink = |addr: &str, label: &str, local: bool, current: bool| json!({"addr": addr, "label": label, "local": local, "posture": posture, "current": current});
+    let uplink = |addr: &str, label: &str, local: bool, current: bool| {
+        let mut uplink = json!({"addr": addr, "label": label, "posture": "tls-pinned"});
+        uplink["local"] = local.into();
+        uplink["current"] = current.into();
+        uplink
+    };
     let want = json!([uplink(&dead, "lan", true, false), uplink(&fleet.quic(), "relay", false, true)]);
     assert_eq!((&status["discovery"], &status["uplinks"]), (&json!(false), &want), "{status:#}");
     let people = text(&agent(&fleet, &["status"]).stdout);

@@ -3,6 +3,7 @@
 use crate::clock::{self, BootMs};
 use crate::config::Config;
 use crate::core::Core;
+use crate::core::uplinks::{self, POSTURE, Uplink};
 use crate::event::{Effect, Event, Setup};
 use crate::exec::message::{Decision, FromExec, ToExec};
 use crate::exec::{ExecConfig, Executor, sweep};
@@ -43,7 +44,12 @@ pub fn run(config: &Config) -> Result<()> {
     let unfinished = loaded.attempts.len();
     tracing::info!(data = %config.data.display(), unfinished, left_running = left, "journal open");
     let setup = setup(config, &enrolled)?;
-    tracing::info!(node = %setup.node, hub = %enrolled.hubs.join(","), role = setup.role.as_str(), "enrolled");
+    tracing::info!(node = %setup.node, role = setup.role.as_str(), "enrolled");
+    let uplinks = uplinks::choose(&config.uplinks, &enrolled.hubs);
+    for uplink in &uplinks {
+        let (local, posture) = (uplink.is_local(), POSTURE);
+        tracing::info!(hub = %uplink.addr, label = uplink.label(), local, posture, "uplink");
+    }
     let (events, inbox) = mpsc::channel(EVENTS_MAX);
     let (commands, to_link) = mpsc::channel(EVENTS_MAX);
     let from_exec = events.clone();
@@ -55,7 +61,7 @@ pub fn run(config: &Config) -> Result<()> {
     let state = LinkState { connected: false, hub: String::new(), last: None, failures: 0 };
     let (state, link_state) = watch::channel(state);
     let link = LinkConfig {
-        hubs: enrolled.hubs,
+        hubs: uplinks.clone(),
         hub: enrolled.hub,
         key,
         profile: enrolled.profile,
@@ -74,6 +80,7 @@ pub fn run(config: &Config) -> Result<()> {
         commands,
         files,
         link_state,
+        uplinks,
         host: Host::default(),
         sampled_at: 0,
         status: String::new(),
@@ -147,6 +154,7 @@ struct Agent {
     commands: mpsc::Sender<ToLink>,
     files: Files,
     link_state: watch::Receiver<LinkState>,
+    uplinks: Vec<Uplink>,
     host: Host,
     sampled_at: BootMs,
     status: String,
@@ -242,11 +250,24 @@ impl Agent {
     fn write_status(&mut self) {
         let state = self.link_state.borrow_and_update().clone();
         let policy = self.core.policy();
+        let connected = self.core.is_welcome();
+        let uplinks = self.uplinks.iter().map(|uplink| {
+            json!({
+                "addr": uplink.addr,
+                "label": uplink.label,
+                "local": uplink.is_local(),
+                "posture": POSTURE,
+                "current": connected && state.hub == uplink.addr,
+            })
+        });
         let status = json!({
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
-            "connected": self.core.is_welcome(),
+            "connected": connected,
             "hub": state.hub,
+            // No hub is looked for on the network: only these are ever called.
+            "discovery": false,
+            "uplinks": uplinks.collect::<Vec<_>>(),
             "lastError": state.last,
             "failures": state.failures,
             "policy": policy.map(|p| data_encoding::HEXLOWER.encode(&p.digest)),

@@ -1,5 +1,6 @@
 //! The agent's configuration: TOML, then the command line over it.
 
+use crate::core::uplinks::{UPLINKS_MAX, Uplink};
 use dunlin_wire::message::Role;
 use dunlin_wire::{Tag, limits};
 use serde::Deserialize;
@@ -27,6 +28,15 @@ struct Raw {
     tags: Vec<String>,
     role: Option<String>,
     log: Option<String>,
+    #[serde(default)]
+    uplink: Vec<RawUplink>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawUplink {
+    url: String,
+    label: Option<String>,
 }
 
 /// What the command line may say over the file.
@@ -57,6 +67,8 @@ pub struct Config {
     pub role: Option<Role>,
     /// Log level.
     pub log: tracing::Level,
+    /// Ways to the hub, tried in order; when there are any they replace the ticket's.
+    pub uplinks: Vec<Uplink>,
 }
 
 impl Config {
@@ -94,6 +106,7 @@ impl Config {
             Some("viewer") => Some(Role::Viewer),
             Some(other) => return Err(bad(format!("role must be worker or viewer, not `{other}`"))),
         };
+        let uplinks = uplinks(&raw.uplink).map_err(bad)?;
         let log = raw.log.unwrap_or_else(|| "info".into());
         let data = over.data.clone().or(raw.data).unwrap_or_else(|| DATA.into());
         Ok(Self {
@@ -106,8 +119,26 @@ impl Config {
             log: log
                 .parse()
                 .map_err(|_| bad(format!("log must be error, warn, info, debug or trace, not `{log}`")))?,
+            uplinks,
         })
     }
+}
+
+fn uplinks(raw: &[RawUplink]) -> Result<Vec<Uplink>, String> {
+    if raw.len() > UPLINKS_MAX {
+        return Err(format!("uplink: {} of them, at most {UPLINKS_MAX} are tried; remove some", raw.len()));
+    }
+    let mut found: Vec<Uplink> = Vec::new();
+    for (n, one) in raw.iter().enumerate().map(|(i, one)| (i + 1, one)) {
+        let uplink = Uplink::new(&one.url, one.label.as_deref()).map_err(|e| format!("uplink {n}: {e}"))?;
+        // By its address `status` says which one is in use, so there must be one of each.
+        if let Some(first) = found.iter().position(|other| other.addr == uplink.addr) {
+            let first = first + 1;
+            return Err(format!("uplink {n}: {} is uplink {first} already; remove one", uplink.addr));
+        }
+        found.push(uplink);
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -118,6 +149,7 @@ mod tests {
     fn mistakes_name_place_and_rule() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.toml");
+        let nine: String = (0..9).map(|i| format!("[[uplink]]\nurl = \"h{i}\"\n")).collect();
         for (text, want) in [
             ("slots = 2\ntags = [\"gpu\"]\n", ""),
             ("slots = 0\n", "slots must be 1 to 100"),
@@ -125,6 +157,19 @@ mod tests {
             ("tags = [\"a b\"]\n", "tags: `a b`"),
             ("role = \"boss\"\n", "role must be worker or viewer"),
             ("log = \"loud\"\n", "log must be"),
+            ("[[uplink]]\nurl = \"quic://h\"\nlabel = \"LAN\"\n[[uplink]]\nurl = \"[::1]:1\"\n", ""),
+            (
+                "[[uplink]]\nurl = \"h\"\n[[uplink]]\nurl = \"ftp://h\"\n",
+                "uplink 2: INVALID_PEER_URL: `ftp://h`",
+            ),
+            (
+                "[[uplink]]\nurl = \"h\"\n[[uplink]]\nurl = \"https://H/\"\n",
+                "uplink 2: h:7443 is uplink 1 already",
+            ),
+            ("[[uplink]]\nurl = \"h\"\nlabel = \"my lan\"\n", "uplink 1: label `my lan`"),
+            ("[[uplink]]\nlabel = \"lan\"\n", "missing field `url`"),
+            ("[[uplink]]\nurl = \"h\"\npin = \"x\"\n", "line 3: unknown field `pin`"),
+            (nine.as_str(), "uplink: 9 of them, at most 8"),
         ] {
             std::fs::write(&path, text).unwrap();
             let loaded = Config::load(&Overrides { config: Some(path.clone()), ..Overrides::default() });

@@ -184,6 +184,11 @@ impl Fleet {
         self.dir.join("boards").join(name)
     }
 
+    /// An agent's configuration; it is used once somebody has written it.
+    pub fn agent_config(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.toml"))
+    }
+
     /// Starts an enrolled agent, and does not wait.
     ///
     /// # Errors
@@ -203,6 +208,10 @@ impl Fleet {
             .arg(self.data(name))
             .arg("--policy")
             .arg(self.dir.join("policy.toml"));
+        let config = self.agent_config(name);
+        if config.exists() {
+            command.arg("--config").arg(config);
+        }
         command.envs(env.iter().copied()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(self.log(name)?);
         let child = command.spawn().context("dunlin-agent")?;
         Ok(Agent { name: name.to_owned(), proc: Proc { child } })

@@ -1,6 +1,7 @@
 //! `dunlin-agent doctor`: what this kernel and board offer, and what stands in the way.
 
 use crate::config::Config;
+use crate::core::uplinks;
 use crate::exec::{self, Kernel};
 use crate::files::Files;
 use serde_json::json;
@@ -18,7 +19,12 @@ pub(super) fn run(config: &Config, as_json: bool) -> ExitCode {
         );
     };
     match Files::at(&config.data).enrolment() {
-        Ok(e) => add("enrolment", "green", format!("node `{}` of {}", e.node, e.hubs.join(", ")), ""),
+        Ok(e) => {
+            add("enrolment", "green", format!("node `{}`", e.node), "");
+            let uplinks = uplinks::choose(&config.uplinks, &e.hubs);
+            let uplinks: Vec<_> = uplinks.iter().map(ToString::to_string).collect();
+            add("uplinks", "green", uplinks.join(", "), "");
+        }
         Err(e) => add("enrolment", "red", e.to_string(), "dunlin-agent join TICKET"),
     }
     match exec::load(&config.policy) {

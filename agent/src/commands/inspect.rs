@@ -2,19 +2,24 @@
 
 use super::EX_UNAVAILABLE;
 use crate::config::Config;
+use crate::core::uplinks::{self, Uplink};
 use crate::exec;
 use crate::files::Files;
 use crate::store::Store;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::process::ExitCode;
 
 pub(super) fn check(config: &Config) -> ExitCode {
     let files = Files::at(&config.data);
-    let findings = [
+    let enrolment = files.enrolment();
+    let ticket = enrolment.as_ref().map_or(Vec::new(), |e| e.hubs.clone());
+    let mut findings = vec![
         ("config", Ok("in order".to_owned())),
-        ("enrolment", files.enrolment().map(|e| format!("node `{}`", e.node)).map_err(|e| e.to_string())),
+        ("enrolment", enrolment.map(|e| format!("node `{}`", e.node)).map_err(|e| e.to_string())),
         ("policy", exec::load(&config.policy).map(|(p, _)| format!("{} rules", p.rules.len()))),
     ];
+    let uplinks = uplinks::choose(&config.uplinks, &ticket);
+    findings.extend(uplinks.iter().map(|uplink| ("uplink", Ok(uplink.to_string()))));
     for (name, finding) in &findings {
         match finding {
             Ok(text) => println!("ok     {name}: {text}"),
@@ -39,12 +44,21 @@ pub(super) fn status(config: &Config, as_json: bool) -> ExitCode {
     status["running"] = json!(running);
     if !running {
         status["connected"] = json!(false);
+        for uplink in status.get_mut("uplinks").and_then(Value::as_array_mut).into_iter().flatten() {
+            uplink["current"] = json!(false);
+        }
     }
     if as_json {
         println!("{status:#}");
     } else {
-        for (name, value) in status.as_object().into_iter().flatten() {
+        for (name, value) in status.as_object().into_iter().flatten().filter(|(name, _)| *name != "uplinks") {
             println!("{name:<12} {}", value.as_str().map_or(value.to_string(), str::to_owned));
+        }
+        for uplink in status["uplinks"].as_array().into_iter().flatten() {
+            let text = |name: &str| uplink[name].as_str().map(str::to_owned);
+            let shown = Uplink { addr: text("addr").unwrap_or_default(), label: text("label") };
+            let current = if uplink["current"] == true { ", current" } else { "" };
+            println!("{:<12} {shown}{current}", "uplink");
         }
     }
     ExitCode::SUCCESS

@@ -2,6 +2,7 @@
 
 use super::{EX_NOPERM, EX_UNAVAILABLE, EX_USAGE};
 use crate::config::Config;
+use crate::core::uplinks::{self, Uplink};
 use crate::files::{Enrolment, Files};
 use crate::link::{self, JoinError};
 use anyhow::{Context, Result};
@@ -26,7 +27,7 @@ pub(super) fn run(config: &Config, text: &str) -> ExitCode {
             format!("{dir}: this device is enrolled already; to start over, move that directory away");
         return say(&error, EX_USAGE);
     }
-    match enrol(&files, &ticket) {
+    match enrol(&files, &ticket, &config.uplinks) {
         Ok(node) => {
             println!(
                 "enrolled as `{node}`; start it with: dunlin-agent run --data {}",
@@ -51,11 +52,14 @@ fn read(text: &str) -> Result<String, String> {
     read.map(|_| line).map_err(|e| format!("stdin: {e}"))
 }
 
-fn enrol(files: &Files, ticket: &Ticket) -> Result<String> {
+fn enrol(files: &Files, ticket: &Ticket, own: &[Uplink]) -> Result<String> {
     let _lock = files.lock()?;
     let key = files.key()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let joined = runtime.block_on(link::join(ticket, &key))?;
+    // A board that the ticket's addresses do not serve cannot enrol over them either.
+    let addrs = uplinks::choose(own, &ticket.addrs).into_iter().map(|uplink| uplink.addr).collect();
+    let asked = Ticket { addrs, ..ticket.clone() };
+    let joined = runtime.block_on(link::join(&asked, &key))?;
     let enrolment = Enrolment {
         hubs: ticket.addrs.clone(),
         hub_key: ticket.hub.to_string(),

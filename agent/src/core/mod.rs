@@ -6,6 +6,7 @@
 mod attempt;
 pub mod policy;
 mod uplink;
+pub mod uplinks;
 
 use crate::clock::BootMs;
 use crate::event::{Effect, Event, Loaded, Record, Setup, Write};

@@ -9,6 +9,7 @@ mod tls;
 pub use join::{JoinError, join};
 pub use tls::{Tickets, client_config as client_tls};
 
+use crate::core::uplinks::{POSTURE, Uplink};
 use crate::event::{Effect, Event};
 use crate::store::Store;
 use dunlin_wire::message::{Numbered, Profile};
@@ -64,7 +65,7 @@ pub struct LinkState {
 /// What the link is told once.
 pub struct LinkConfig {
     /// Where the hub listens, tried in order.
-    pub hubs: Vec<String>,
+    pub hubs: Vec<Uplink>,
     /// Its pinned key.
     pub hub: Key,
     /// The device key, PKCS#8.
@@ -90,7 +91,8 @@ pub async fn run(
     let client = client_config(&config.key, config.hub, config.profile, tickets.clone())?;
     let mut failures = 0;
     loop {
-        for hub in &config.hubs {
+        for uplink in &config.hubs {
+            let (hub, label) = (&uplink.addr, uplink.label());
             tickets.keep(failures >= TICKET_TRIES);
             let error = match connect(hub, &client).await {
                 Ok((_endpoint, connection, early)) => {
@@ -98,7 +100,8 @@ pub async fn run(
                     let up = || {
                         let up = LinkState { connected: true, hub: hub.clone(), last: None, failures: 0 };
                         state.send_replace(up);
-                        tracing::info!(%hub, early = in_early, tickets = tickets.left(), "connected");
+                        let tickets = tickets.left();
+                        tracing::info!(%hub, label, posture = POSTURE, early = in_early, tickets, "connected");
                     };
                     let mut ends =
                         Ends { store: &config.store, events: &events, commands: &mut commands, up: &up };
@@ -117,7 +120,8 @@ pub async fn run(
                 CloseCode::ALL.iter().any(|c| !c.may_retry() && error.word.as_deref() == Some(c.as_str()));
             let attempt = if cap { 30 } else { failures - 1 };
             let wait = backoff::reconnect_ms(attempt, BACKOFF_MS, BACKOFF_MS_MAX, random());
-            tracing::warn!(%hub, error = %error.text, retry_ms = wait, failures, "no connection");
+            let (posture, text) = (POSTURE, &error.text);
+            tracing::warn!(%hub, label, posture, error = %text, retry_ms = wait, failures, "no connection");
             let last = Some(error.word.unwrap_or(error.text));
             state.send_replace(LinkState { connected: false, hub: hub.clone(), last, failures });
             if !pause(wait, &mut commands).await {

@@ -8,6 +8,7 @@ mod faults;
 mod https;
 mod nodes;
 mod uplink;
+mod uplinks;
 mod work;
 
 use dunlin_tests::Fleet;

@@ -4,16 +4,16 @@
 //! The hub is the real one, with its HTTP API and its store; it and a bare agent that speaks the protocol are in this
 //! process, so that one clock measures.
 
+use crate::line::Line;
 use crate::stats::Sample;
 use anyhow::{Context, Result, bail};
 use dunlin_hub::clock::micros;
 use dunlin_hub::config::{Config, Overrides};
 use dunlin_hub::link;
-use dunlin_wire::frame::{self, Decoder};
 use dunlin_wire::job::{Outcome, Report};
-use dunlin_wire::message::{Hello, Join, Numbered, Profile, Role, ToAgent, ToHub, Upload};
+use dunlin_wire::message::{Hello, Join, Profile, Role, ToAgent, ToHub, Upload};
 use dunlin_wire::ticket::Ticket;
-use dunlin_wire::{ClaimId, limits, version};
+use dunlin_wire::{ClaimId, version};
 use heed::types::Bytes;
 use rustls::server::NoServerSessionStorage;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -198,38 +198,6 @@ fn agent(ticket: &Ticket, grants: &Sender<u64>) -> Result<()> {
             }
         }
     })
-}
-
-/// A control stream.
-struct Line {
-    send: quinn::SendStream,
-    recv: quinn::RecvStream,
-    decoder: Decoder,
-    seq: u64,
-}
-
-impl Line {
-    async fn open(connection: &quinn::Connection) -> Result<Self> {
-        let (send, recv) = connection.open_bi().await?;
-        Ok(Self { send, recv, decoder: Decoder::new(limits::FRAME_MAX), seq: 0 })
-    }
-
-    async fn say(&mut self, message: ToHub) -> Result<()> {
-        self.seq += 1;
-        let mut bytes = Vec::new();
-        frame::push(&mut bytes, &Numbered { seq: self.seq, message }, limits::FRAME_MAX)?;
-        Ok(self.send.write_all(&bytes).await?)
-    }
-
-    async fn hear(&mut self) -> Result<ToAgent> {
-        loop {
-            if let Some(message) = self.decoder.next()? {
-                return Ok(message);
-            }
-            let chunk = self.recv.read_chunk(64 * 1024, true).await?.context("the hub ended the stream")?;
-            self.decoder.push(&chunk.bytes);
-        }
-    }
 }
 
 /// One LMDB commit that waits for the disk, of as many bytes as a task has.

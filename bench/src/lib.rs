@@ -1,5 +1,7 @@
 //! What is measured, and beside what. A figure is a ratio between things interleaved in one run.
 
 pub mod claim;
+mod line;
+pub mod link;
 pub mod stats;
 pub mod wan;

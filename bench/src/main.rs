@@ -1,19 +1,20 @@
 //! `dunlin-bench`: each module says what its figures mean and beside what they stand.
 
+use dunlin_bench::{claim, link};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args.as_slice() {
-        ["claim"] => dunlin_bench::claim::run(1000),
-        ["claim", n] if n.parse::<usize>().is_ok() => dunlin_bench::claim::run(n.parse().unwrap_or(1000)),
-        _ => {
-            eprintln!(
-                "usage: dunlin-bench claim [ROUNDS]\n\nExit codes: 0 measured; 1 it could not; 64 wrong usage."
-            );
-            return ExitCode::from(64);
-        }
+        ["claim"] => claim::run(1000),
+        ["claim", n] if n.parse::<usize>().is_ok() => claim::run(n.parse().unwrap_or(1000)),
+        ["stamp", path] => link::stamp(path),
+        ["link", rest @ ..] => match link::Options::parse(rest) {
+            Ok(options) => link::run(&options),
+            Err(error) => return usage(&format!("dunlin-bench: {error}\n\n")),
+        },
+        _ => return usage(""),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -22,4 +23,12 @@ fn main() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+fn usage(error: &str) -> ExitCode {
+    eprintln!(
+        "{error}usage: dunlin-bench claim [ROUNDS]\n       {}\n\nExit codes: 0 measured; 1 it could not; 64 wrong usage.",
+        link::USAGE
+    );
+    ExitCode::from(64)
 }

@@ -7,9 +7,24 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// An empty sample.
+    pub const fn new() -> Self {
+        Self { us: Vec::new() }
+    }
+
     /// Adds a time.
     pub fn push(&mut self, us: u64) {
         self.us.push(us);
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.us.len()
+    }
+
+    /// As they came.
+    pub fn values(&self) -> &[u64] {
+        &self.us
     }
 
     /// The time that `percent` of the sample are not over (nearest rank); 0 of an empty sample.

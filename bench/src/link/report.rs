@@ -1,0 +1,140 @@
+//! A table for people, and the same as JSON.
+
+use crate::stats::Sample;
+use serde_json::{Value, json};
+
+/// What the numbers of a report count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unit {
+    /// Microseconds, shown as milliseconds.
+    Micros,
+    /// Bytes.
+    Bytes,
+}
+
+/// One thing measured.
+pub(super) struct Row {
+    name: String,
+    sample: Sample,
+    rtt_us: Option<u64>,
+    against: Option<String>,
+}
+
+/// What one measurement found.
+pub(super) struct Report {
+    what: String,
+    unit: Unit,
+    load: String,
+    rows: Vec<Row>,
+    notes: Vec<String>,
+}
+
+impl Report {
+    /// A report; the machine's load is read now.
+    pub(super) fn new(what: String, unit: Unit) -> Self {
+        Self { what, unit, load: load(), rows: Vec::new(), notes: Vec::new() }
+    }
+
+    /// Adds a row. With `rtt_us` its median is shown in round trips; with `against` beside that row.
+    pub(super) fn row(&mut self, name: &str, sample: Sample, rtt_us: Option<u64>, against: Option<&str>) {
+        self.rows.push(Row { name: name.into(), sample, rtt_us, against: against.map(Into::into) });
+    }
+
+    /// Adds a line below the table.
+    pub(super) fn note(&mut self, text: String) {
+        self.notes.push(text);
+    }
+
+    fn ratio(&self, row: &Row, percent: usize) -> Option<f64> {
+        let other = self.rows.iter().find(|r| Some(&r.name) == row.against.as_ref())?;
+        Some(row.sample.percentile(percent) as f64 / other.sample.percentile(percent).max(1) as f64)
+    }
+
+    fn rtts(&self, row: &Row) -> Option<f64> {
+        Some(row.sample.percentile(50) as f64 / row.rtt_us? as f64)
+    }
+
+    /// Prints it.
+    pub(super) fn print(&self) {
+        let (unit, by) = match self.unit {
+            Unit::Micros => ("ms", 1000.0),
+            Unit::Bytes => ("bytes", 1.0),
+        };
+        println!("\n{} in {unit} (load {} before, {} after)", self.what, self.load, load());
+        let width = self.rows.iter().map(|r| r.name.len()).max().unwrap_or(0);
+        println!(
+            "{:width$} {:>4} {:>10} {:>10} {:>10} {:>6}  p50 and max beside",
+            "", "n", "p50", "p90", "max", "RTT"
+        );
+        for row in &self.rows {
+            let [p50, p90, max] = [50, 90, 100].map(|p| row.sample.percentile(p) as f64 / by);
+            let rtts = self.rtts(row).map_or(String::new(), |r| format!("{r:.2}"));
+            let beside = match (&row.against, self.ratio(row, 50), self.ratio(row, 100)) {
+                (Some(name), Some(p50), Some(max)) => format!("{p50:.2} {max:.2} {name}"),
+                _ => String::new(),
+            };
+            let line = format!(
+                "{:width$} {:>4} {p50:>10.1} {p90:>10.1} {max:>10.1} {rtts:>6}  {beside}",
+                row.name,
+                row.sample.count()
+            );
+            println!("{}", line.trim_end());
+        }
+        for note in &self.notes {
+            println!("{note}");
+        }
+    }
+
+    /// The same for programs, every value with it.
+    pub(super) fn json(&self) -> Value {
+        let rows = self.rows.iter().map(|row| {
+            json!({
+                "name": row.name,
+                "n": row.sample.count(),
+                "p50": row.sample.percentile(50),
+                "p90": row.sample.percentile(90),
+                "max": row.sample.percentile(100),
+                "rtts": self.rtts(row),
+                "against": row.against,
+                "ratioP50": self.ratio(row, 50),
+                "ratioMax": self.ratio(row, 100),
+                "values": row.sample.values(),
+            })
+        });
+        json!({
+            "what": self.what,
+            "unit": if self.unit == Unit::Micros { "us" } else { "bytes" },
+            "load": [self.load, load()],
+            "rows": rows.collect::<Vec<_>>(),
+            "notes": self.notes,
+        })
+    }
+}
+
+fn load() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').take(3).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_name_what_they_stand_beside() {
+        let sample = |values: &[u64]| {
+            let mut sample = Sample::default();
+            values.iter().for_each(|v| sample.push(*v));
+            sample
+        };
+        let mut report = Report::new("x".into(), Unit::Micros);
+        report.row("ours", sample(&[100, 200, 600]), Some(100), Some("theirs"));
+        report.row("theirs", sample(&[400, 400, 1200]), None, None);
+        let rows = &report.json()["rows"];
+        assert_eq!(
+            (&rows[0]["rtts"], &rows[0]["ratioP50"], &rows[0]["ratioMax"]),
+            (&2.0.into(), &0.5.into(), &0.5.into())
+        );
+        assert_eq!((&rows[1]["rtts"], &rows[1]["ratioP50"]), (&Value::Null, &Value::Null));
+    }
+}

@@ -235,6 +235,9 @@ impl Agent {
                 Effect::Store(_) => {}
                 Effect::Exec(message) => self.exec.send(message),
                 Effect::Send(message) => drop(self.commands.blocking_send(ToLink::Send(message))),
+                Effect::Beat { every_ms, sample } => {
+                    drop(self.commands.blocking_send(ToLink::Beat { every_ms, sample }));
+                }
                 live @ Effect::Live { .. } => drop(self.commands.try_send(ToLink::Live(live))),
                 Effect::Upload { fence, have } => {
                     drop(self.commands.blocking_send(ToLink::Upload { fence, have }));

@@ -36,6 +36,15 @@ pub enum Event {
         /// The frame.
         frame: Numbered,
     },
+    /// A sign of life.
+    Beat {
+        /// The connection.
+        conn: ConnId,
+        /// Milliseconds until the next at most.
+        every_ms: u32,
+        /// What the host looks like.
+        sample: Option<HostSample>,
+    },
     /// A frame of one of its upload streams.
     Upload {
         /// The connection.

@@ -113,11 +113,12 @@ impl Hub {
             held: BTreeSet::new(),
             unresponsive: false,
             sample: None,
+            every_ms: 0,
             last_outcome: None,
             node,
         };
         let name = member.node.spec.name.clone();
-        if let Some(at) = member.pulse.poll_timeout(member.node.spec.profile, &self.setup.timing) {
+        if let Some(at) = member.silence_over(&self.setup.timing) {
             self.timers.set(Timer::Health(name.clone()), at);
         }
         self.members.insert(name, member);

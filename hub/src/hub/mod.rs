@@ -77,12 +77,26 @@ struct Member {
     held: BTreeSet<Fence>,
     unresponsive: bool,
     sample: Option<HostSample>,
+    // The heartbeat that it last announced, in milliseconds: its own, when it found that its network allows it.
+    every_ms: u64,
     last_outcome: Option<String>,
 }
 
 impl Session {
     fn new(conn: ConnId, heard: u64) -> Self {
         Self { conn, heard, claims: BTreeSet::new(), settled: false, leaving: false }
+    }
+}
+
+impl Member {
+    /// Time between its heartbeats, in milliseconds: its profile's, or a longer one that it announced.
+    fn heartbeat_ms(&self, timing: &Timing) -> u64 {
+        timing.heartbeat_ms(self.node.spec.profile).max(self.every_ms)
+    }
+
+    /// When its silence next changes its health.
+    fn silence_over(&self, timing: &Timing) -> Option<u64> {
+        self.pulse.poll_timeout(self.heartbeat_ms(timing), timing)
     }
 }
 
@@ -225,6 +239,7 @@ impl Hub {
             }
             Event::Confirmed { conn } => self.handle_confirmed(conn, turn),
             Event::Control { conn, frame } => self.handle_control(conn, frame, turn),
+            Event::Beat { conn, every_ms, sample } => self.handle_beat(conn, every_ms, sample, turn),
             Event::Upload { conn, frame } => self.handle_upload(conn, frame, turn),
             Event::Closed { conn, by } => {
                 if let Some(code) = by {

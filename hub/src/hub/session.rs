@@ -104,8 +104,7 @@ impl Hub {
         }
         match member.pulse.handle_heard(turn.now.mono) {
             Some(left) => {
-                let profile = member.node.spec.profile;
-                if let Some(at) = member.pulse.poll_timeout(profile, &self.setup.timing) {
+                if let Some(at) = member.silence_over(&self.setup.timing) {
                     self.timers.set(Timer::Health(name.clone()), at);
                 }
                 self.handle_health_changed(name, left, turn)
@@ -122,13 +121,36 @@ impl Hub {
         sample: Option<HostSample>,
         turn: &mut Turn<'_>,
     ) -> Result<(), StoreError> {
+        self.handle_sign_of_life(name, sample);
+        self.renew(conn, name, fences, turn)
+    }
+
+    fn handle_sign_of_life(&mut self, name: &NodeName, sample: Option<HostSample>) {
         let waiting = |held: &Fence| self.attempts.get(held).is_some_and(|h| !h.accepted);
         if let Some(member) = self.members.get_mut(name) {
             member.sample = sample.or(member.sample.take());
             member.unresponsive &= member.held.iter().any(waiting);
         }
         self.seat(name);
-        self.renew(conn, name, fences, turn)
+    }
+
+    /// The node lives, and says when it will say so again.
+    pub(super) fn handle_beat(
+        &mut self,
+        conn: ConnId,
+        every_ms: u32,
+        sample: Option<HostSample>,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        let Some(Conn { node: Some(name), early: false, .. }) = self.conns.get(&conn) else { return Ok(()) };
+        let name = name.clone();
+        if let Some(member) = self.members.get_mut(&name) {
+            let (_, longest) = member.node.spec.profile.keepalive_ms();
+            member.every_ms = u64::from(every_ms).min(longest);
+        }
+        self.heard(&name, 0, turn)?;
+        self.handle_sign_of_life(&name, sample);
+        Ok(())
     }
 
     /// The node goes. It accepts nothing after saying so, so what it has not accepted can be given away at once.

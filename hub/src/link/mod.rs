@@ -2,6 +2,7 @@
 //!
 //! Deliberately absent: what a message means. The engine decides that, and answers through a bounded [`Outbox`].
 
+mod again;
 mod peers;
 mod session;
 mod tls;
@@ -27,6 +28,8 @@ const OUTBOX_MAX: usize = 1024;
 const HANDSHAKES_MAX: usize = 256;
 /// Three times the longest heartbeat. The agent's own, shorter, idle timeout holds; liveness is judged above QUIC.
 const IDLE: Duration = Duration::from_secs(900);
+/// Datagrams that may wait, in bytes.
+const DATAGRAMS: usize = 16 * 1024;
 /// How long a handshake, and then the first message, may take.
 const HELLO: Duration = Duration::from_secs(10);
 
@@ -121,7 +124,8 @@ fn transport() -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(256 * 1024))
         .receive_window(VarInt::from_u32(1024 * 1024))
         .send_window(1024 * 1024)
-        .datagram_receive_buffer_size(None);
+        .datagram_receive_buffer_size(Some(DATAGRAMS))
+        .datagram_send_buffer_size(DATAGRAMS);
     transport
 }
 

@@ -1,13 +1,18 @@
 //! One connection: a control stream both ways, and upload streams in.
 
+use super::again::Again;
 use super::{HELLO, Lines, OUTBOX_MAX, Outbox};
+use crate::clock;
 use crate::event::{ConnId, Event};
+use dunlin_wire::datagram::{FromAgent, FromHub};
 use dunlin_wire::frame::{self, Decoder, FrameError};
 use dunlin_wire::message::{Numbered, ToAgent, Upload};
 use dunlin_wire::{CloseCode, Key, limits};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::timeout;
 
@@ -42,7 +47,7 @@ pub(super) async fn serve(
     };
     let (messages, outbox) = mpsc::channel(OUTBOX_MAX);
     let to_agent = Outbox { messages, connection: connection.clone() };
-    if lines.outboxes.send((conn, to_agent)).await.is_err() {
+    if lines.outboxes.send((conn, to_agent.clone())).await.is_err() {
         return close(&connection, CloseCode::Leaving);
     }
     if lines.events.send(Event::Opened { conn, key, early: early.is_some() }).await.is_err() {
@@ -68,7 +73,8 @@ pub(super) async fn serve(
     let code = tokio::select! {
         code = confirm => code,
         code = control(conn, &connection, &lines, outbox, confirmed.clone()) => code,
-        code = uploads(conn, &connection, &lines, confirmed) => code,
+        code = uploads(conn, &connection, &lines, confirmed.clone()) => code,
+        code = datagrams(conn, &connection, &lines, &to_agent, confirmed) => code,
         _ = connection.closed() => None,
     };
     lines.peers.remove(conn);
@@ -111,7 +117,8 @@ async fn control(
         Ok(Err(_)) => return None,
         Err(_) => return Some(CloseCode::NoHello),
     };
-    let writer = write(send, outbox);
+    let again = Mutex::new(Again::new());
+    let writer = write(connection, send, outbox, &again);
     let reader = async {
         let mut decoder = Decoder::new(limits::FRAME_MAX);
         let first = timeout(HELLO, next_frame::<Numbered>(&mut recv, &mut decoder)).await;
@@ -126,6 +133,7 @@ async fn control(
                     if !frame.message.may_be_early() {
                         surely(&mut confirmed).await?;
                     }
+                    lock(&again).handle_heard(&frame.message);
                     lines.events.send(Event::Control { conn, frame }).await.ok()?;
                 }
                 // An agent that ends its control stream has nothing more to say.
@@ -141,11 +149,32 @@ async fn control(
     }
 }
 
-async fn write(mut send: SendStream, mut outbox: mpsc::Receiver<ToAgent>) {
+async fn write(
+    connection: &Connection,
+    mut send: SendStream,
+    mut outbox: mpsc::Receiver<ToAgent>,
+    again: &Mutex<Again>,
+) {
     let mut waiting = Vec::new();
-    while outbox.recv_many(&mut waiting, 64).await > 0 {
+    loop {
+        let due = lock(again).poll_timeout();
+        let wait = Duration::from_millis(due.map_or(0, |at| at.saturating_sub(clock::now().mono)));
+        tokio::select! {
+            count = outbox.recv_many(&mut waiting, 64) => if count == 0 { return },
+            () = tokio::time::sleep(wait), if due.is_some() => {
+                for bytes in lock(again).poll(clock::now().mono, connection.stats().udp_rx.datagrams) {
+                    let _lost = connection.send_datagram(bytes.into());
+                }
+            }
+        }
+        if waiting.is_empty() {
+            continue;
+        }
         let mut bytes = Vec::new();
+        let (now, rtt) = (clock::now().mono, connection.rtt().as_millis() as u64);
+        let room = connection.max_datagram_size().unwrap_or(0);
         for message in waiting.drain(..) {
+            lock(again).handle_sent(&message, now, rtt, room);
             if let Err(error) = frame::push(&mut bytes, &message, limits::FRAME_MAX) {
                 // The API bounds a task below this; a grant that cannot be said is taken back by its lease.
                 tracing::error!(%error, "a message for an agent does not fit a frame");
@@ -155,6 +184,41 @@ async fn write(mut send: SendStream, mut outbox: mpsc::Receiver<ToAgent>) {
             return;
         }
     }
+}
+
+fn lock(again: &Mutex<Again>) -> std::sync::MutexGuard<'_, Again> {
+    again.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Signs of life, and questions for one.
+async fn datagrams(
+    conn: ConnId,
+    connection: &Connection,
+    lines: &Lines,
+    to_agent: &Outbox,
+    mut confirmed: watch::Receiver<bool>,
+) -> Option<CloseCode> {
+    surely(&mut confirmed).await?;
+    let mut addr = connection.remote_address();
+    while let Ok(bytes) = connection.read_datagram().await {
+        let moved = std::mem::replace(&mut addr, connection.remote_address()) != addr;
+        match postcard::from_bytes(&bytes) {
+            Ok(FromAgent::Beat { every_ms, sample }) => {
+                if moved {
+                    tracing::debug!(conn = conn.0, %addr, every_ms, "an agent's address changed over its silence");
+                    to_agent.send(ToAgent::Moved);
+                }
+                lines.events.send(Event::Beat { conn, every_ms, sample }).await.ok()?;
+            }
+            Ok(FromAgent::Probe) => {
+                if let Ok(echo) = postcard::to_stdvec(&FromHub::Echo) {
+                    let _lost = connection.send_datagram(echo.into());
+                }
+            }
+            Err(_) => return Some(CloseCode::Garbage),
+        }
+    }
+    None
 }
 
 /// Upload streams, each read on its own so that none waits for another.

@@ -128,7 +128,7 @@ impl Core {
                     out.push(Effect::Live { fence, stream, offset, bytes });
                 }
             }
-            FromExec::Ended { fence, report, kept } => self.handle_ended(fence, report, kept, out),
+            FromExec::Ended { fence, report, kept } => self.handle_ended(fence, report, kept, now, out),
         }
     }
 

@@ -130,8 +130,8 @@ impl Core {
                 }
                 self.forget_sent_before(heard);
             }
-            ToAgent::Ack { fence, .. } => self.handle_ack(fence, out),
-            ToAgent::Abort { fence, cause } => self.handle_abort(fence, cause, out),
+            ToAgent::Ack { fence, .. } => self.handle_ack(fence, now, out),
+            ToAgent::Abort { fence, cause } => self.handle_abort(fence, cause, now, out),
             ToAgent::Void { claim } => drop(self.claims.remove(&claim)),
             ToAgent::Missing { fence, have } => {
                 if self.attempts.get(&fence).is_some_and(|a| a.phase == Phase::Ended) {

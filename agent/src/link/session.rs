@@ -23,6 +23,9 @@ const WAITING_MAX: usize = 1024;
 /// Pieces of live output that may wait per attempt; more are dropped, the outcome brings them.
 const LIVE_MAX: usize = 64;
 
+/// How long a message that nobody waits for may wait for company.
+const WAIT: Duration = Duration::from_millis(5);
+
 /// The loop is gone: the process ends.
 pub(super) struct Gone;
 
@@ -259,6 +262,10 @@ fn begin(
 async fn write(mut send: SendStream, mut waiting: mpsc::Receiver<Numbered>) {
     let mut batch = Vec::new();
     while waiting.recv_many(&mut batch, 64).await > 0 {
+        // A job that is over at once says all it has to say in one packet.
+        let more =
+            async { while batch.iter().all(can_wait) && waiting.recv_many(&mut batch, 64).await > 0 {} };
+        let _late = tokio::time::timeout(WAIT, more).await;
         let mut bytes = Vec::new();
         for message in batch.drain(..) {
             if let Err(error) = frame::push(&mut bytes, &message, limits::FRAME_MAX) {
@@ -269,6 +276,10 @@ async fn write(mut send: SendStream, mut waiting: mpsc::Receiver<Numbered>) {
             return;
         }
     }
+}
+
+fn can_wait(frame: &Numbered) -> bool {
+    matches!(frame.message, ToHub::Accepted { .. } | ToHub::Started { .. })
 }
 
 async fn read(mut recv: RecvStream, connection: Connection, events: mpsc::Sender<Event>) {

@@ -7,7 +7,7 @@ use crate::core::node::{Boots, Node};
 use crate::core::schedule::Schedule;
 use crate::core::task::State;
 use crate::core::timer::{Timer, Timers};
-use crate::event::Figures;
+use crate::event::{Figures, Traffic};
 use crate::store::{Store, StoreError};
 use dunlin_wire::{Fence, FleetId, Tag};
 use std::collections::{BTreeMap, BTreeSet};
@@ -114,6 +114,7 @@ impl Hub {
             unresponsive: false,
             sample: None,
             every_ms: 0,
+            traffic: Traffic::default(),
             last_outcome: None,
             node,
         };

@@ -20,7 +20,7 @@ use crate::core::node::{Boots, Node};
 use crate::core::schedule::Schedule;
 use crate::core::timer::Timers;
 use crate::core::timing::Timing;
-use crate::event::{ApiRefusal, ConnId, Effect, Event, EventRecord, Figures};
+use crate::event::{ApiRefusal, ConnId, Effect, Event, EventRecord, Figures, Traffic};
 use crate::store::{Store, StoreError, Write};
 use dunlin_wire::message::{HostSample, Numbered, ToAgent};
 use dunlin_wire::{ClaimId, CloseCode, Fence, FleetId, Key, NodeName, Tag, TaskId};
@@ -79,6 +79,8 @@ struct Member {
     sample: Option<HostSample>,
     // The heartbeat that it last announced, in milliseconds: its own, when it found that its network allows it.
     every_ms: u64,
+    // What its connections carried that are over.
+    traffic: Traffic,
     last_outcome: Option<String>,
 }
 
@@ -241,7 +243,11 @@ impl Hub {
             Event::Control { conn, frame } => self.handle_control(conn, frame, turn),
             Event::Beat { conn, every_ms, sample } => self.handle_beat(conn, every_ms, sample, turn),
             Event::Upload { conn, frame } => self.handle_upload(conn, frame, turn),
-            Event::Closed { conn, by } => {
+            Event::Closed { conn, key, by, traffic } => {
+                self.figures.traffic += traffic;
+                if let Some(member) = self.members.values_mut().find(|m| m.node.key == key) {
+                    member.traffic += traffic;
+                }
                 if let Some(code) = by {
                     *self.figures.closed.entry(code).or_default() += 1;
                 }

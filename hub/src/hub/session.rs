@@ -1,7 +1,8 @@
 //! Connections: who they are, and what a node says on its control stream.
 
 use super::load::all_tags;
-use super::{Conn, Hub, Session, Turn};
+use super::{Conn, Hub, Member, Session, Turn};
+use crate::core::health::Health;
 use crate::core::node::Node;
 use crate::core::step::Input;
 use crate::core::task::Lost;
@@ -184,9 +185,7 @@ impl Hub {
         turn: &mut Turn<'_>,
     ) -> Result<(), StoreError> {
         if let Err(code) = self.check_hello(key, &hello) {
-            tracing::warn!(node = %hello.node, %key, code = code.as_str(), "Hello refused");
-            self.close(conn, code, turn);
-            return Ok(());
+            return self.refuse_hello(conn, &hello.node, code, turn);
         }
         let name = hello.node.clone();
         if self.is_copied(conn, &name, &hello, turn)? {
@@ -231,7 +230,23 @@ impl Hub {
         Ok(())
     }
 
-    /// Two live copies of one identity are both held: neither can be told from the other.
+    pub(super) fn refuse_hello(
+        &mut self,
+        conn: ConnId,
+        name: &NodeName,
+        code: CloseCode,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        tracing::warn!(node = %name, code = code.as_str(), "Hello refused");
+        let there = |m: &Member| m.session.is_some() && m.pulse.health() == Health::Healthy;
+        if code == CloseCode::Cloned && self.members.get(name).is_some_and(there) {
+            return self.hold_copies(conn, name, turn);
+        }
+        self.close(conn, code, turn);
+        Ok(())
+    }
+
+    /// Whether two live copies of one identity take turns.
     pub(super) fn is_copied(
         &mut self,
         conn: ConnId,
@@ -243,20 +258,23 @@ impl Hub {
         if !member.boots.handle_hello(hello.boot_id) {
             return Ok(false);
         }
+        self.hold_copies(conn, name, turn)?;
+        Ok(true)
+    }
+
+    /// Two live copies of one identity are both held: neither can be told from the other.
+    fn hold_copies(&mut self, conn: ConnId, name: &NodeName, turn: &mut Turn<'_>) -> Result<(), StoreError> {
+        let Some(member) = self.members.get_mut(name) else { return Ok(()) };
         member.node.cloned = true;
         turn.write.put_node(&member.node)?;
         let old = [member.session.take(), member.early.take()];
-        tracing::error!(node = %name, "cloned identity: two live copies take turns, both are held");
-        turn.node_event(
-            "node.cloned",
-            name,
-            Some("two live copies take turns; revoke it and invite each anew"),
-        )?;
+        tracing::error!(node = %name, "cloned identity: there are two live copies, both are held");
+        turn.node_event("node.cloned", name, Some("two live copies; revoke it and invite each anew"))?;
         for conn in old.into_iter().flatten().map(|s| s.conn).chain([conn]) {
             self.close(conn, CloseCode::Cloned, turn);
         }
         self.seat(name);
-        Ok(true)
+        Ok(())
     }
 
     pub(super) fn check_hello(&self, key: Key, hello: &Hello) -> Result<(), CloseCode> {

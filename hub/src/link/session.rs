@@ -1,7 +1,7 @@
 //! One connection: a control stream both ways, and upload streams in.
 
 use super::again::Again;
-use super::{HELLO, Lines, OUTBOX_MAX, Outbox};
+use super::{HELLO, Lines, OUTBOX_MAX, Outbox, Said};
 use crate::clock;
 use crate::event::{ConnId, Event};
 use dunlin_wire::datagram::{FromAgent, FromHub};
@@ -11,7 +11,8 @@ use dunlin_wire::{CloseCode, Key, limits};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::timeout;
@@ -46,7 +47,7 @@ pub(super) async fn serve(
         }
     };
     let (messages, outbox) = mpsc::channel(OUTBOX_MAX);
-    let to_agent = Outbox { messages, connection: connection.clone() };
+    let to_agent = Outbox { messages, connection: connection.clone(), said: Arc::default() };
     if lines.outboxes.send((conn, to_agent.clone())).await.is_err() {
         return close(&connection, CloseCode::Leaving);
     }
@@ -72,9 +73,9 @@ pub(super) async fn serve(
     };
     let code = tokio::select! {
         code = confirm => code,
-        code = control(conn, &connection, &lines, outbox, confirmed.clone()) => code,
-        code = uploads(conn, &connection, &lines, confirmed.clone()) => code,
-        code = datagrams(conn, &connection, &lines, &to_agent, confirmed) => code,
+        code = control(conn, &to_agent, &lines, outbox, confirmed.clone()) => code,
+        code = uploads(conn, &to_agent, &lines, confirmed.clone()) => code,
+        code = datagrams(conn, &to_agent, &lines, confirmed) => code,
         _ = connection.closed() => None,
     };
     lines.peers.remove(conn);
@@ -84,7 +85,7 @@ pub(super) async fn serve(
     }
     let why = connection.closed().await;
     tracing::debug!(%peer, conn = conn.0, %why, "disconnected");
-    let _ = lines.events.send(Event::Closed { conn, by: code }).await;
+    let _ = lines.events.send(Event::Closed { conn, key, by: code, traffic: to_agent.traffic() }).await;
 }
 
 /// Waits until what a peer says is surely its own. `None` when the connection ended instead.
@@ -107,21 +108,22 @@ fn close(connection: &Connection, code: CloseCode) {
 /// The control stream, until it or the connection ends; the code to close with, when the peer is to blame.
 async fn control(
     conn: ConnId,
-    connection: &Connection,
+    to_agent: &Outbox,
     lines: &Lines,
     outbox: mpsc::Receiver<ToAgent>,
     mut confirmed: watch::Receiver<bool>,
 ) -> Option<CloseCode> {
-    let (send, mut recv) = match timeout(HELLO, connection.accept_bi()).await {
+    let (send, mut recv) = match timeout(HELLO, to_agent.connection.accept_bi()).await {
         Ok(Ok(streams)) => streams,
         Ok(Err(_)) => return None,
         Err(_) => return Some(CloseCode::NoHello),
     };
     let again = Mutex::new(Again::new());
-    let writer = write(connection, send, outbox, &again);
+    let writer = write(to_agent, send, outbox, &again);
     let reader = async {
         let mut decoder = Decoder::new(limits::FRAME_MAX);
-        let first = timeout(HELLO, next_frame::<Numbered>(&mut recv, &mut decoder)).await;
+        let first =
+            timeout(HELLO, next_frame::<Numbered>(&mut recv, &mut decoder, &to_agent.said.control_in)).await;
         let mut frame = match first {
             Ok(frame) => frame,
             Err(_) => return Some(CloseCode::NoHello),
@@ -140,7 +142,7 @@ async fn control(
                 Ok(None) => return Some(CloseCode::Leaving),
                 Err(error) => return Some(code_of(error)),
             }
-            frame = next_frame(&mut recv, &mut decoder).await;
+            frame = next_frame(&mut recv, &mut decoder, &to_agent.said.control_in).await;
         }
     };
     tokio::select! {
@@ -150,7 +152,7 @@ async fn control(
 }
 
 async fn write(
-    connection: &Connection,
+    Outbox { connection, said, .. }: &Outbox,
     mut send: SendStream,
     mut outbox: mpsc::Receiver<ToAgent>,
     again: &Mutex<Again>,
@@ -180,6 +182,7 @@ async fn write(
                 tracing::error!(%error, "a message for an agent does not fit a frame");
             }
         }
+        said.control_out.fetch_add(bytes.len() as u64, Relaxed);
         if send.write_all(&bytes).await.is_err() {
             return;
         }
@@ -193,14 +196,15 @@ fn lock(again: &Mutex<Again>) -> std::sync::MutexGuard<'_, Again> {
 /// Signs of life, and questions for one.
 async fn datagrams(
     conn: ConnId,
-    connection: &Connection,
-    lines: &Lines,
     to_agent: &Outbox,
+    lines: &Lines,
     mut confirmed: watch::Receiver<bool>,
 ) -> Option<CloseCode> {
     surely(&mut confirmed).await?;
+    let connection = &to_agent.connection;
     let mut addr = connection.remote_address();
     while let Ok(bytes) = connection.read_datagram().await {
+        to_agent.said.telemetry_in.fetch_add(bytes.len() as u64, Relaxed);
         let moved = std::mem::replace(&mut addr, connection.remote_address()) != addr;
         match postcard::from_bytes(&bytes) {
             Ok(FromAgent::Beat { every_ms, sample }) => {
@@ -224,16 +228,17 @@ async fn datagrams(
 /// Upload streams, each read on its own so that none waits for another.
 async fn uploads(
     conn: ConnId,
-    connection: &Connection,
+    to_agent: &Outbox,
     lines: &Lines,
     mut confirmed: watch::Receiver<bool>,
 ) -> Option<CloseCode> {
     surely(&mut confirmed).await?;
+    let connection = &to_agent.connection;
     let mut streams = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
             stream = connection.accept_uni() => match stream {
-                Ok(stream) => drop(streams.spawn(upload(conn, stream, lines.clone()))),
+                Ok(stream) => drop(streams.spawn(upload(conn, stream, lines.clone(), to_agent.said.clone()))),
                 // The connection is over; what it brought is read to its end first.
                 Err(_) => while streams.join_next().await.is_some() {},
             },
@@ -249,10 +254,10 @@ async fn uploads(
     }
 }
 
-async fn upload(conn: ConnId, mut stream: RecvStream, lines: Lines) -> Option<CloseCode> {
+async fn upload(conn: ConnId, mut stream: RecvStream, lines: Lines, said: Arc<Said>) -> Option<CloseCode> {
     let mut decoder = Decoder::new(limits::UPLOAD_FRAME_MAX);
     loop {
-        match next_frame::<Upload>(&mut stream, &mut decoder).await {
+        match next_frame::<Upload>(&mut stream, &mut decoder, &said.output_in).await {
             Ok(Some(frame)) => lines.events.send(Event::Upload { conn, frame }).await.ok()?,
             Ok(None) => return None,
             Err(error) => return Some(code_of(error)),
@@ -260,17 +265,21 @@ async fn upload(conn: ConnId, mut stream: RecvStream, lines: Lines) -> Option<Cl
     }
 }
 
-/// The next whole frame; `None` when the stream is over.
+/// The next whole frame, its bytes counted; `None` when the stream is over.
 async fn next_frame<T: DeserializeOwned>(
     stream: &mut RecvStream,
     decoder: &mut Decoder,
+    count: &AtomicU64,
 ) -> Result<Option<T>, FrameError> {
     loop {
         if let Some(frame) = decoder.next()? {
             return Ok(Some(frame));
         }
         match stream.read_chunk(64 * 1024, true).await {
-            Ok(Some(chunk)) => decoder.push(&chunk.bytes),
+            Ok(Some(chunk)) => {
+                count.fetch_add(chunk.bytes.len() as u64, Relaxed);
+                decoder.push(&chunk.bytes);
+            }
             Ok(None) | Err(_) => return Ok(None),
         }
     }

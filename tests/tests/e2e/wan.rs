@@ -40,6 +40,16 @@ fn a_reconnect_rides_in_early_data_also_after_a_restart_of_the_hub() {
             assert_eq!(connects(fleet, "a"), (1 + n, n), "{}", fleet.logged("a"));
         }
         assert_eq!(lines(fleet, "again").len(), 3);
+        // What is shown of the link is what it is; generously, for the machine is shared.
+        let node = fleet.node("a");
+        let rtt = node["rttMs"].as_f64().unwrap();
+        assert!((35.0..200.0).contains(&rtt), "{node}");
+        let bytes = |class: &str, way: &str| node["bytes"][class][way].as_u64().unwrap();
+        assert!(bytes("wire", "in") > bytes("control", "in") && bytes("control", "in") > 0, "{node}");
+        let metrics = fleet.call("GET", "/metrics", None).unwrap().1;
+        assert!(
+            metrics.as_str().unwrap().contains("dunlin_link_bytes_total{class=\"wire\",direction=\"out\"}")
+        );
     });
 }
 
@@ -149,6 +159,17 @@ fn two_copies_of_one_identity_are_both_held() {
         assert!(out.success());
         let _a = fleet.start_agent("a").unwrap();
         let _copy = fleet.start_agent("copy").unwrap();
-        until("the copies are seen", || fleet.logged("hub").contains("cloned_identity").then_some(()));
+        for name in ["a", "copy"] {
+            until(&format!("{name} is told"), || {
+                fleet.logged(name).contains("cloned_identity").then_some(())
+            });
+        }
+        assert_eq!(fleet.node("a")["cloned"], true);
+        let id = fleet.submit(&["/usr/bin/echo", "x"], json!({})).unwrap();
+        until("nothing is given to it", || (fleet.node("a")["connected"] == false).then_some(()));
+        assert_eq!(fleet.task(&id)["status"], "queued");
+        fleet.post("/v1/nodes/a/revoke", &json!({})).unwrap();
+        let _b = fleet.add_agent("b", &[]).unwrap();
+        assert_eq!(fleet.wait_ended(&id)["status"], "done");
     });
 }

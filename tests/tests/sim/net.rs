@@ -64,7 +64,12 @@ impl World {
             Packet::HubSeesEnd => {
                 if let Some(link) = self.links.get_mut(&conn).filter(|l| l.at_hub) {
                     link.at_hub = false;
-                    self.hub_step(vec![Event::Closed { conn, by: None }]);
+                    self.hub_step(vec![Event::Closed {
+                        conn,
+                        key: self.boards[board].key,
+                        by: None,
+                        traffic: Default::default(),
+                    }]);
                 }
             }
             Packet::BoardSeesEnd => self.end_at_board(conn),

@@ -135,7 +135,7 @@ pub(super) fn enrol(hub: &mut Hub, at: usize, slots: u32, now: Now) -> Key {
     let effects =
         hub.step(vec![Event::Opened { conn, key, early: false }, Event::Control { conn, frame }], now);
     assert!(effects.iter().any(|e| matches!(e, Effect::Send(_, ToAgent::Joined(_)))), "{effects:?}");
-    hub.step(vec![Event::Closed { conn, by: None }], now);
+    hub.step(vec![Event::Closed { conn, key, by: None, traffic: Default::default() }], now);
     key
 }
 

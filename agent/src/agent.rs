@@ -82,6 +82,7 @@ pub fn run(config: &Config) -> Result<()> {
         link_state,
         uplinks,
         host: Host::default(),
+        telemetry: config.telemetry,
         sampled_at: 0,
         status: String::new(),
     };
@@ -156,6 +157,7 @@ struct Agent {
     link_state: watch::Receiver<LinkState>,
     uplinks: Vec<Uplink>,
     host: Host,
+    telemetry: bool,
     sampled_at: BootMs,
     status: String,
 }
@@ -185,8 +187,10 @@ impl Agent {
             let now = clock::boot_ms();
             if now >= self.sampled_at + SAMPLE_MS {
                 self.sampled_at = now;
-                waiting.push(Event::Sample(self.host.sample()));
                 look = true;
+                if self.telemetry {
+                    waiting.push(Event::Sample(self.host.sample()));
+                }
             }
             for event in waiting.drain(..) {
                 let event = self.check_room(event);
@@ -235,6 +239,9 @@ impl Agent {
                 Effect::Store(_) => {}
                 Effect::Exec(message) => self.exec.send(message),
                 Effect::Send(message) => drop(self.commands.blocking_send(ToLink::Send(message))),
+                Effect::Beat { every_ms, sample } => {
+                    drop(self.commands.blocking_send(ToLink::Beat { every_ms, sample }));
+                }
                 live @ Effect::Live { .. } => drop(self.commands.try_send(ToLink::Live(live))),
                 Effect::Upload { fence, have } => {
                     drop(self.commands.blocking_send(ToLink::Upload { fence, have }));

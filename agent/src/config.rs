@@ -27,6 +27,7 @@ struct Raw {
     #[serde(default)]
     tags: Vec<String>,
     role: Option<String>,
+    telemetry: Option<bool>,
     log: Option<String>,
     #[serde(default)]
     uplink: Vec<RawUplink>,
@@ -65,6 +66,8 @@ pub struct Config {
     pub tags: Vec<Tag>,
     /// A narrower role than the operator's.
     pub role: Option<Role>,
+    /// Whether figures of the host travel with the signs of life.
+    pub telemetry: bool,
     /// Log level.
     pub log: tracing::Level,
     /// Ways to the hub, tried in order; when there are any they replace the ticket's.
@@ -116,6 +119,7 @@ impl Config {
             slots: raw.slots,
             tags: tags.collect::<Result<_, _>>()?,
             role,
+            telemetry: raw.telemetry.unwrap_or(true),
             log: log
                 .parse()
                 .map_err(|_| bad(format!("log must be error, warn, info, debug or trace, not `{log}`")))?,

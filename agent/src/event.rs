@@ -18,6 +18,10 @@ pub enum Event {
     },
     /// The handshake of an early connection is over, and the hub took what was said.
     Confirmed,
+    /// The hub answered, if only by acknowledging.
+    Heard,
+    /// The connection goes on from another socket.
+    Rebound,
     /// It is gone.
     Disconnected,
     /// The hub says.
@@ -37,6 +41,13 @@ pub enum Effect {
     Store(Write),
     /// Say this to the hub.
     Send(Numbered),
+    /// Tell the hub that we live, and that we will again within this many milliseconds; may be lost.
+    Beat {
+        /// Longest time until the next.
+        every_ms: u64,
+        /// What the host looks like, when there is news.
+        sample: Option<HostSample>,
+    },
     /// What a job just wrote; may be dropped, the outcome carries everything again.
     Live {
         /// The attempt.

@@ -36,6 +36,15 @@ pub enum Event {
         /// The frame.
         frame: Numbered,
     },
+    /// A sign of life.
+    Beat {
+        /// The connection.
+        conn: ConnId,
+        /// Milliseconds until the next at most.
+        every_ms: u32,
+        /// What the host looks like.
+        sample: Option<HostSample>,
+    },
     /// A frame of one of its upload streams.
     Upload {
         /// The connection.
@@ -47,8 +56,12 @@ pub enum Event {
     Closed {
         /// The connection.
         conn: ConnId,
+        /// The key of its peer.
+        key: Key,
         /// The code that the link closed it with, when it did.
         by: Option<CloseCode>,
+        /// What it carried.
+        traffic: Traffic,
     },
     /// The HTTP API asks.
     Api {
@@ -59,6 +72,49 @@ pub enum Event {
         /// Where the answer goes.
         reply: Reply,
     },
+}
+
+/// Bytes that connections of agents carried, as paid for: IPv4 and UDP headers are in `wire_*`, and in them everything
+/// else. The classes are what was said, before encryption and framing by QUIC.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// From agents, on the wire.
+    pub wire_in: u64,
+    /// To agents, on the wire.
+    pub wire_out: u64,
+    /// Messages from agents.
+    pub control_in: u64,
+    /// Messages to agents.
+    pub control_out: u64,
+    /// Signs of life and samples.
+    pub telemetry_in: u64,
+    /// Output and outcomes on streams of their own.
+    pub output_in: u64,
+}
+
+impl Traffic {
+    /// Name, direction and number of each.
+    pub fn classes(&self) -> [(&'static str, &'static str, u64); 6] {
+        [
+            ("wire", "in", self.wire_in),
+            ("wire", "out", self.wire_out),
+            ("control", "in", self.control_in),
+            ("control", "out", self.control_out),
+            ("telemetry", "in", self.telemetry_in),
+            ("output", "in", self.output_in),
+        ]
+    }
+}
+
+impl std::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, more: Self) {
+        self.wire_in += more.wire_in;
+        self.wire_out += more.wire_out;
+        self.control_in += more.control_in;
+        self.control_out += more.control_out;
+        self.telemetry_in += more.telemetry_in;
+        self.output_in += more.output_in;
+    }
 }
 
 /// Where an answer goes. Sent only after the commit that it tells of.
@@ -207,6 +263,14 @@ pub struct NodeView {
     pub sample: Option<HostSample>,
     /// Code of the outcome it last reported.
     pub last_outcome: Option<String>,
+    /// Its connection.
+    pub conn: Option<ConnId>,
+    /// Time between its signs of life, in milliseconds.
+    pub heartbeat_ms: u64,
+    /// Smoothed round-trip time of its connection, in microseconds.
+    pub rtt_us: Option<u64>,
+    /// Bytes since the hub started.
+    pub traffic: Traffic,
 }
 
 impl NodeView {
@@ -247,6 +311,8 @@ pub struct Figures {
     pub refused: BTreeMap<&'static str, u64>,
     /// Open connections now.
     pub connections: u64,
+    /// Bytes of all connections since the hub started.
+    pub traffic: Traffic,
     /// Whether the fleet is halted.
     pub halted: bool,
     /// Bytes the store uses now, and may use.

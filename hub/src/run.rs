@@ -3,7 +3,7 @@
 use crate::api::{self, ApiState, Tls, TlsListener};
 use crate::clock;
 use crate::config::{Config, TlsFiles};
-use crate::event::{ConnId, Effect, Event};
+use crate::event::{Answer, ConnId, Effect, Event, NodeView};
 use crate::hub::{Hub, Setup};
 use crate::link::{self, Identity, Lines, Outbox, Peers};
 use crate::store::{Sessions, Store, StoreOptions, Token};
@@ -212,8 +212,34 @@ impl Driver {
                 }
             }
             // Whoever asked may have gone; the answer stands all the same.
-            Effect::Reply(reply, answer) => drop(reply.send(answer)),
+            Effect::Reply(reply, mut answer) => {
+                if let Ok(answer) = &mut answer {
+                    self.fill_in(answer);
+                }
+                drop(reply.send(answer));
+            }
             Effect::Events(newest) => drop(self.newest.send(newest)),
+        }
+    }
+}
+
+impl Driver {
+    /// Adds what only the connections know.
+    fn fill_in(&self, answer: &mut Answer) {
+        match answer {
+            Answer::Node(view) => self.fill_in_node(view),
+            Answer::Nodes(views) => views.iter_mut().for_each(|view| self.fill_in_node(view)),
+            Answer::Metrics(figures) => {
+                self.outboxes.values().for_each(|outbox| figures.traffic += outbox.traffic());
+            }
+            _ => {}
+        }
+    }
+
+    fn fill_in_node(&self, view: &mut NodeView) {
+        if let Some(outbox) = view.conn.and_then(|conn| self.outboxes.get(&conn)) {
+            view.rtt_us = Some(outbox.rtt_us());
+            view.traffic += outbox.traffic();
         }
     }
 }

@@ -2,11 +2,13 @@
 
 use crate::{multicall, until};
 use anyhow::{Context, Result, bail, ensure};
+use dunlin_bench::wan::Wan;
 use serde_json::{Value, json};
 use std::fs::File;
-use std::net::{TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A process that is killed with its owner.
@@ -72,6 +74,7 @@ pub struct Fleet {
     http: u16,
     config: String,
     agent: ureq::Agent,
+    wan: Option<Arc<Wan>>,
 }
 
 /// A policy that allows what the tests run.
@@ -83,13 +86,28 @@ impl Fleet {
     /// # Errors
     /// When there is no port, or the directory cannot be written.
     pub fn new(dir: &Path, binary: &Path, config: &str) -> Result<Self> {
+        Self::make(dir, binary, config, None)
+    }
+
+    /// The same with agents on the far side of an emulated link. The calling thread moves to the hub's side, and must be
+    /// the one that uses the fleet.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn over(wan: Arc<Wan>, dir: &Path, binary: &Path, config: &str) -> Result<Self> {
+        wan.hub.enter()?;
+        Self::make(dir, binary, config, Some(wan))
+    }
+
+    fn make(dir: &Path, binary: &Path, config: &str, wan: Option<Arc<Wan>>) -> Result<Self> {
         let bin = multicall::install(binary, &dir.join("bin"))?;
         std::fs::write(dir.join("policy.toml"), POLICY.replace("@DIR@", &dir.display().to_string()))?;
         std::fs::create_dir_all(dir.join("work"))?;
-        let quic = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+        let host = if wan.is_some() { Wan::HUB } else { Ipv4Addr::LOCALHOST };
+        let quic = UdpSocket::bind((host, 0))?.local_addr()?.port();
         let http = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let text = format!(
-            "data = {:?}\nquic = \"127.0.0.1:{quic}\"\nhttp = \"127.0.0.1:{http}\"\n{config}",
+            "data = {:?}\nquic = \"{host}:{quic}\"\nhttp = \"127.0.0.1:{http}\"\n{config}",
             dir.join("hub").display().to_string()
         );
         std::fs::write(dir.join("hub.toml"), text)?;
@@ -98,7 +116,7 @@ impl Fleet {
             .timeout_global(Some(Duration::from_secs(20)))
             .build()
             .into();
-        Ok(Self { dir: dir.to_owned(), bin, quic, http, config: config.to_owned(), agent })
+        Ok(Self { dir: dir.to_owned(), bin, quic, http, config: config.to_owned(), agent, wan })
     }
 
     /// The directory.
@@ -170,13 +188,18 @@ impl Fleet {
         let invite = self.command("dunlin").args(["node", "invite", name]).args(extra).output()?;
         ensure!(invite.status.success(), "invite: {}", String::from_utf8_lossy(&invite.stderr));
         let ticket = String::from_utf8(invite.stdout)?;
-        let join = self
-            .command("dunlin-agent")
-            .args(["join", ticket.trim(), "--data"])
-            .arg(self.data(name))
-            .output()?;
+        let mut join = self.command("dunlin-agent");
+        self.place(&mut join);
+        let join = join.args(["join", ticket.trim(), "--data"]).arg(self.data(name)).output()?;
         ensure!(join.status.success(), "join: {}", String::from_utf8_lossy(&join.stderr));
         Ok(())
+    }
+
+    /// On the boards' side of the link, if there is one.
+    fn place(&self, command: &mut Command) {
+        if let Some(wan) = &self.wan {
+            wan.board.place(command);
+        }
     }
 
     /// An agent's data directory.
@@ -203,6 +226,19 @@ impl Fleet {
     /// When it cannot be started.
     pub fn start_agent_with(&self, name: &str, env: &[(&str, &str)]) -> Result<Agent> {
         let mut command = self.command("dunlin-agent");
+        self.place(&mut command);
+        self.run_agent(name, env, command)
+    }
+
+    /// Starts an enrolled agent on the hub's side of the link.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_agent_near(&self, name: &str) -> Result<Agent> {
+        self.run_agent(name, &[], self.command("dunlin-agent"))
+    }
+
+    fn run_agent(&self, name: &str, env: &[(&str, &str)], mut command: Command) -> Result<Agent> {
         command
             .args(["run", "--data"])
             .arg(self.data(name))

@@ -6,12 +6,14 @@
 
 pub mod backoff;
 pub mod close;
+pub mod datagram;
 pub mod frame;
 pub mod ids;
 pub mod job;
 pub mod limits;
 pub mod message;
 pub mod outcome;
+pub mod prober;
 pub mod ticket;
 pub mod units;
 pub mod version;

@@ -140,6 +140,9 @@ pub enum ToAgent {
         /// Each of them.
         verdicts: Vec<(Fence, Verdict)>,
     },
+    /// The agent's packets come from another address than before: a NAT on the way has forgotten the one before, so the
+    /// silence before the last packet was too long.
+    Moved,
 }
 
 /// First message of an enrolled node.
@@ -234,6 +237,21 @@ impl Profile {
             Profile::Wan => 25_000,
             Profile::Metered => 300_000,
         }
+    }
+
+    /// The shortest and the longest time between heartbeats of an agent that looks for what its NAT allows, in
+    /// milliseconds.
+    pub fn keepalive_ms(self) -> (u64, u64) {
+        match self {
+            Profile::Lan => (5_000, 5_000),
+            Profile::Wan => (25_000, 120_000),
+            Profile::Metered => (60_000, 300_000),
+        }
+    }
+
+    /// After how much silence QUIC gives a connection up, in milliseconds: three times the longest keep-alive.
+    pub fn idle_ms(self) -> u64 {
+        (self.keepalive_ms().1 * 3).max(30_000)
     }
 }
 

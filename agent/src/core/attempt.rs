@@ -6,7 +6,7 @@ use crate::event::{Effect, Record, Write};
 use crate::exec::message::{Decision, EndCause, ToExec, Work};
 use dunlin_wire::Fence;
 use dunlin_wire::job::{Interruption, Job, Outcome, Report};
-use dunlin_wire::message::{AbortCause, Grant, ToHub, Verdict};
+use dunlin_wire::message::{AbortCause, Grant, ToHub, Upload, Verdict};
 
 impl Core {
     pub(super) fn handle_grant(&mut self, grant: Grant, now: BootMs, out: &mut Vec<Effect>) {
@@ -73,7 +73,7 @@ impl Core {
             return;
         };
         match decision {
-            Decision::Deny(report) => self.end(fence, report, Default::default(), out),
+            Decision::Deny(report) => self.end(fence, report, Default::default(), now, out),
             Decision::Allow { .. } => {
                 out.push(Effect::Store(Write::Accepted(attempt.record.clone())));
                 if attempt.lease_until > now {
@@ -94,23 +94,36 @@ impl Core {
         fence: Fence,
         report: Box<Report>,
         kept: [Vec<u8>; 2],
+        now: BootMs,
         out: &mut Vec<Effect>,
     ) {
         if self.attempts.get(&fence).is_some_and(|a| a.phase == Phase::Running) {
             if report.outcome == Outcome::Stuck {
                 self.quarantined += 1;
             }
-            self.end(fence, report, kept, out);
+            self.end(fence, report, kept, now, out);
         }
     }
 
-    fn end(&mut self, fence: Fence, report: Box<Report>, kept: [Vec<u8>; 2], out: &mut Vec<Effect>) {
+    fn end(
+        &mut self,
+        fence: Fence,
+        report: Box<Report>,
+        kept: [Vec<u8>; 2],
+        now: BootMs,
+        out: &mut Vec<Effect>,
+    ) {
         let Some(attempt) = self.attempts.get_mut(&fence) else { return };
         attempt.phase = Phase::Ended;
-        attempt.record.report = Some(report);
+        attempt.record.report = Some(report.clone());
         let task = attempt.record.task.clone();
+        let silent = kept.iter().all(Vec::is_empty);
         out.push(Effect::Store(Write::Ended { record: attempt.record.clone(), kept }));
-        if self.is_welcome() {
+        if self.is_welcome() && silent {
+            // It needs no stream of its own.
+            let outcome = Upload::Outcome { task: task.clone(), fence, report };
+            self.say(ToHub::Upload(outcome), now, out);
+        } else if self.is_welcome() {
             out.push(Effect::Upload { fence, have: None });
         }
         self.unblock(&task, out);
@@ -151,7 +164,13 @@ impl Core {
         }
     }
 
-    pub(super) fn handle_abort(&mut self, fence: Fence, cause: AbortCause, out: &mut Vec<Effect>) {
+    pub(super) fn handle_abort(
+        &mut self,
+        fence: Fence,
+        cause: AbortCause,
+        now: BootMs,
+        out: &mut Vec<Effect>,
+    ) {
         let Some(attempt) = self.attempts.get_mut(&fence) else { return };
         let (end, outcome) = match cause {
             AbortCause::Cancelled { by } => (EndCause::Cancelled(by), Outcome::Cancelled { by }),
@@ -167,21 +186,22 @@ impl Core {
             }
             Phase::Blocked(_) | Phase::Preparing | Phase::Waiting => {
                 out.push(Effect::Exec(ToExec::Forget { fence }));
-                self.end(fence, Box::new(Report::without_process(outcome)), Default::default(), out);
+                let report = Box::new(Report::without_process(outcome));
+                self.end(fence, report, Default::default(), now, out);
             }
             Phase::Ended => {}
         }
     }
 
     /// The hub has the outcome, or will never want it.
-    pub(super) fn handle_ack(&mut self, fence: Fence, out: &mut Vec<Effect>) {
+    pub(super) fn handle_ack(&mut self, fence: Fence, now: BootMs, out: &mut Vec<Effect>) {
         match self.attempts.get(&fence).map(|a| &a.phase) {
             Some(Phase::Ended) => {
                 self.attempts.remove(&fence);
                 out.push(Effect::Store(Write::Forget(fence)));
             }
             // It was settled without us while the job runs: end it; its report is acknowledged when it comes.
-            Some(_) => self.handle_abort(fence, AbortCause::LeaseLost, out),
+            Some(_) => self.handle_abort(fence, AbortCause::LeaseLost, now, out),
             None => {}
         }
     }
@@ -204,12 +224,12 @@ impl Core {
                 }
             }
             Verdict::Abort { cause } => {
-                self.handle_abort(fence, cause, out);
+                self.handle_abort(fence, cause, now, out);
                 if self.attempts.get(&fence).is_some_and(|a| a.phase == Phase::Ended) {
                     out.push(Effect::Upload { fence, have: Some([0, 0]) });
                 }
             }
-            Verdict::Ack { .. } => self.handle_ack(fence, out),
+            Verdict::Ack { .. } => self.handle_ack(fence, now, out),
         }
     }
 

@@ -4,6 +4,7 @@
 //! driven by the loop on a board, and by the simulation over a lossy network.
 
 mod attempt;
+pub mod keepalive;
 pub mod policy;
 mod uplink;
 pub mod uplinks;
@@ -14,6 +15,7 @@ use crate::exec::message::{EndCause, FromExec, PolicyState, ToExec, Work};
 use dunlin_wire::job::{Interruption, Outcome, Report};
 use dunlin_wire::message::{AbortCause, HostSample, ToHub};
 use dunlin_wire::{ClaimId, Fence};
+use keepalive::Keepalive;
 use std::collections::{BTreeMap, BTreeSet};
 use uplink::Link;
 
@@ -60,6 +62,9 @@ pub struct Core {
     quarantined: u32,
     sample: Option<HostSample>,
     link: Option<Link>,
+    // As the hub wants it, and what is made of it.
+    heartbeat_ms: u64,
+    keepalive: Keepalive,
     stop_at: Option<BootMs>,
 }
 
@@ -78,6 +83,8 @@ impl Core {
             quarantined: 0,
             sample: None,
             link: None,
+            heartbeat_ms: setup.profile.heartbeat_ms(),
+            keepalive: Keepalive::new(setup.profile, setup.profile.heartbeat_ms()),
             stop_at: None,
             setup,
         };
@@ -100,6 +107,8 @@ impl Core {
             Event::Connected { early } => self.handle_connected(early, now, out),
             Event::Confirmed => self.handle_confirmed(now, out),
             Event::Disconnected => self.handle_disconnected(out),
+            Event::Heard => self.handle_heard(now),
+            Event::Rebound => self.keepalive.handle_rebound(),
             Event::FromHub(message) => self.handle_hub(message, now, out),
             Event::FromExec(message) => self.handle_exec(message, now, out),
             Event::Sample(sample) => self.sample = Some(sample),
@@ -119,7 +128,7 @@ impl Core {
                     out.push(Effect::Live { fence, stream, offset, bytes });
                 }
             }
-            FromExec::Ended { fence, report, kept } => self.handle_ended(fence, report, kept, out),
+            FromExec::Ended { fence, report, kept } => self.handle_ended(fence, report, kept, now, out),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The connection to the hub: Hello, standing claims, heartbeats, and from when a lease counts.
 
+use super::keepalive::Keepalive;
 use super::{BLOCK, Core, Phase};
 use crate::clock::BootMs;
 use crate::event::{Effect, Write};
@@ -22,8 +23,9 @@ pub(super) struct Link {
     seq: u64,
     sent: VecDeque<(u64, BootMs)>,
     heard_at: BootMs,
+    // When leases were last renewed, and when anything was last said.
     beat_at: BootMs,
-    heartbeat_ms: u64,
+    said_at: BootMs,
     slots: u32,
     early: bool,
     pub(super) welcome: bool,
@@ -43,7 +45,7 @@ impl Core {
             sent: VecDeque::new(),
             heard_at: now,
             beat_at: now,
-            heartbeat_ms: self.setup.profile.heartbeat_ms(),
+            said_at: now,
             slots: self.setup.slots,
             early,
             welcome: false,
@@ -109,8 +111,11 @@ impl Core {
         match message {
             ToAgent::Welcome(welcome) => {
                 link.welcome = true;
-                link.heartbeat_ms = welcome.heartbeat_ms.max(1);
                 link.slots = welcome.slots;
+                if welcome.heartbeat_ms != self.heartbeat_ms {
+                    self.heartbeat_ms = welcome.heartbeat_ms.max(1);
+                    self.keepalive = Keepalive::new(self.setup.profile, self.heartbeat_ms);
+                }
             }
             ToAgent::Verdicts { heard, verdicts } => {
                 for (fence, verdict) in verdicts {
@@ -125,14 +130,15 @@ impl Core {
                 }
                 self.forget_sent_before(heard);
             }
-            ToAgent::Ack { fence, .. } => self.handle_ack(fence, out),
-            ToAgent::Abort { fence, cause } => self.handle_abort(fence, cause, out),
+            ToAgent::Ack { fence, .. } => self.handle_ack(fence, now, out),
+            ToAgent::Abort { fence, cause } => self.handle_abort(fence, cause, now, out),
             ToAgent::Void { claim } => drop(self.claims.remove(&claim)),
             ToAgent::Missing { fence, have } => {
                 if self.attempts.get(&fence).is_some_and(|a| a.phase == Phase::Ended) {
                     out.push(Effect::Upload { fence, have: Some(have) });
                 }
             }
+            ToAgent::Moved => self.keepalive.handle_moved(),
             // Only the joining command asks for this.
             ToAgent::Joined(_) => {}
         }
@@ -148,6 +154,7 @@ impl Core {
             link.sent.pop_front();
         }
         link.sent.push_back((link.seq, now));
+        link.said_at = now;
         out.push(Effect::Send(Numbered { seq: link.seq, message }));
     }
 
@@ -199,23 +206,34 @@ impl Core {
         ids
     }
 
-    /// How often leases are renewed: at a third of the shortest, and with every heartbeat.
-    fn beat_ms(&self, link: &Link) -> u64 {
+    pub(super) fn handle_heard(&mut self, now: BootMs) {
+        if let Some(link) = self.link.as_mut() {
+            link.heard_at = now;
+        }
+    }
+
+    /// How often leases are renewed: at a third of the shortest. `None` when there are none.
+    fn renew_ms(&self) -> Option<u64> {
         let live = self.attempts.values().filter(|a| matches!(a.phase, Phase::Waiting | Phase::Running));
-        live.map(|a| (a.lease_ms / 3).max(1)).chain([link.heartbeat_ms]).min().unwrap_or(link.heartbeat_ms)
+        live.map(|a| (a.lease_ms / 3).max(1)).min()
     }
 
     fn silence_ms(&self, link: &Link) -> u64 {
         if !link.welcome {
             return WELCOME_MS;
         }
-        (self.beat_ms(link) * 5 / 2).max(SILENCE_MS_MIN)
+        let every = self.renew_ms().unwrap_or(u64::MAX).min(self.keepalive.every_ms());
+        (every * 5 / 2).max(SILENCE_MS_MIN)
     }
 
     pub(super) fn next_beat(&self) -> Option<BootMs> {
         let link = self.link.as_ref()?;
         let dead = link.heard_at + self.silence_ms(link);
-        Some(if link.welcome { dead.min(link.beat_at + self.beat_ms(link)) } else { dead })
+        if !link.welcome {
+            return Some(dead);
+        }
+        let renew = self.renew_ms().map(|every| link.beat_at + every);
+        Some(dead.min(link.said_at + self.keepalive.every_ms()).min(renew.unwrap_or(BootMs::MAX)))
     }
 
     pub(super) fn beat_when_due(&mut self, now: BootMs, out: &mut Vec<Effect>) {
@@ -224,9 +242,23 @@ impl Core {
             out.push(Effect::Reconnect);
             return self.handle_disconnected(out);
         }
-        if !link.welcome || now < link.beat_at + self.beat_ms(link) {
+        if !link.welcome {
             return;
         }
+        if self.renew_ms().is_some_and(|every| now >= link.beat_at + every) {
+            return self.renew(now, out);
+        }
+        if now >= link.said_at + self.keepalive.every_ms() {
+            self.keepalive.handle_beat(now - link.said_at.max(link.heard_at));
+            let every_ms = self.keepalive.every_ms();
+            out.push(Effect::Beat { every_ms, sample: self.sample.take() });
+            if let Some(link) = self.link.as_mut() {
+                link.said_at = now;
+            }
+        }
+    }
+
+    fn renew(&mut self, now: BootMs, out: &mut Vec<Effect>) {
         let live = self.attempts.iter().filter(|(_, a)| matches!(a.phase, Phase::Waiting | Phase::Running));
         let fences = live.map(|(fence, _)| *fence).take(limits::LIST_MAX).collect();
         let sample = self.sample.take();

@@ -12,7 +12,7 @@ pub use tls::{Tickets, client_config as client_tls};
 use crate::core::uplinks::{POSTURE, Uplink};
 use crate::event::{Effect, Event};
 use crate::store::Store;
-use dunlin_wire::message::{Numbered, Profile};
+use dunlin_wire::message::{HostSample, Numbered, Profile};
 use dunlin_wire::{CloseCode, Fence, Key, backoff, version};
 use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, TransportConfig, VarInt, ZeroRttAccepted};
 use session::{Ended, Ends};
@@ -26,16 +26,27 @@ use tokio::time::timeout;
 const CONNECT: Duration = Duration::from_secs(5);
 /// Attempts in a row that use up a session ticket. After so many the hub is away, and the rest are for when it is back.
 const TICKET_TRIES: u32 = 2;
+/// Datagrams that may wait, in bytes.
+const DATAGRAMS: usize = 16 * 1024;
 /// First window of the back-off between attempts, in milliseconds.
 const BACKOFF_MS: u64 = 200;
 /// Largest window of the back-off, in milliseconds.
 const BACKOFF_MS_MAX: u64 = 30_000;
+/// The same on a metered link, where an attempt that nobody answers costs some 4 kB.
+const BACKOFF_MS_METERED: u64 = 300_000;
 
 /// To the link.
 #[derive(Debug)]
 pub enum ToLink {
     /// Say this. A `Hello` is the first of a connection.
     Send(Numbered),
+    /// A sign of life; may be lost.
+    Beat {
+        /// Longest time until the next, in milliseconds.
+        every_ms: u64,
+        /// What the host looks like, when there is news.
+        sample: Option<HostSample>,
+    },
     /// Output as it comes; may be dropped.
     Live(Effect),
     /// Deliver an outcome.
@@ -95,7 +106,7 @@ pub async fn run(
             let (hub, label) = (&uplink.addr, uplink.label());
             tickets.keep(failures >= TICKET_TRIES);
             let error = match connect(hub, &client).await {
-                Ok((_endpoint, connection, early)) => {
+                Ok((endpoint, connection, early)) => {
                     let in_early = early.is_some();
                     let up = || {
                         let up = LinkState { connected: true, hub: hub.clone(), last: None, failures: 0 };
@@ -105,7 +116,7 @@ pub async fn run(
                     };
                     let mut ends =
                         Ends { store: &config.store, events: &events, commands: &mut commands, up: &up };
-                    let ended = session::serve(&connection, early, &mut ends).await;
+                    let ended = session::serve(&endpoint, &connection, early, &mut ends).await;
                     let why = close_word(&connection);
                     if ended.is_err() || events.send(Event::Disconnected).await.is_err() {
                         return Ok(());
@@ -119,7 +130,8 @@ pub async fn run(
             let cap =
                 CloseCode::ALL.iter().any(|c| !c.may_retry() && error.word.as_deref() == Some(c.as_str()));
             let attempt = if cap { 30 } else { failures - 1 };
-            let wait = backoff::reconnect_ms(attempt, BACKOFF_MS, BACKOFF_MS_MAX, random());
+            let most = if config.profile == Profile::Metered { BACKOFF_MS_METERED } else { BACKOFF_MS_MAX };
+            let wait = backoff::reconnect_ms(attempt, BACKOFF_MS, most, random());
             let (posture, text) = (POSTURE, &error.text);
             tracing::warn!(%hub, label, posture, error = %text, retry_ms = wait, failures, "no connection");
             let last = Some(error.word.unwrap_or(error.text));
@@ -203,7 +215,7 @@ fn client_config(
 ) -> Result<ClientConfig, rustls::Error> {
     let mut client = ClientConfig::new(Arc::new(tls::client_config(pkcs8, hub, tickets)?));
     let mut transport = TransportConfig::default();
-    let idle = Duration::from_millis((profile.heartbeat_ms() * 3).max(30_000));
+    let idle = Duration::from_millis(profile.idle_ms());
     transport
         .max_idle_timeout(IdleTimeout::try_from(idle).ok())
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
@@ -211,7 +223,8 @@ fn client_config(
         .stream_receive_window(VarInt::from_u32(1024 * 1024))
         .receive_window(VarInt::from_u32(1024 * 1024))
         .send_window(512 * 1024)
-        .datagram_receive_buffer_size(None);
+        .datagram_receive_buffer_size(Some(DATAGRAMS))
+        .datagram_send_buffer_size(DATAGRAMS);
     if profile == Profile::Metered {
         // Discovery costs 11 kB a connection.
         transport.mtu_discovery_config(None);

@@ -1,15 +1,20 @@
 //! One connection: the control stream both ways, and an upload stream per attempt.
 
 use super::{CONNECT, ToLink};
+use crate::clock;
 use crate::event::{Effect, Event};
 use crate::store::Store;
+use dunlin_wire::datagram::{FromAgent, FromHub};
 use dunlin_wire::frame::{self, Decoder};
 use dunlin_wire::job::Stream;
 use dunlin_wire::message::{Early, Numbered, ToAgent, ToHub, Upload};
+use dunlin_wire::prober::{Action, Prober};
 use dunlin_wire::{CloseCode, Fence, limits};
-use quinn::{Connection, RecvStream, SendStream, VarInt, ZeroRttAccepted};
+use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt, ZeroRttAccepted};
 use std::collections::HashMap;
+use std::net::UdpSocket;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -17,6 +22,9 @@ use tokio::task::JoinSet;
 const WAITING_MAX: usize = 1024;
 /// Pieces of live output that may wait per attempt; more are dropped, the outcome brings them.
 const LIVE_MAX: usize = 64;
+
+/// How long a message that nobody waits for may wait for company.
+const WAIT: Duration = Duration::from_millis(5);
 
 /// The loop is gone: the process ends.
 pub(super) struct Gone;
@@ -46,6 +54,7 @@ pub(super) enum Ended {
 /// Serves a connection until it is over. `early` tells when its handshake is, if it is not yet: until then only what
 /// may be repeated is said.
 pub(super) async fn serve(
+    endpoint: &Endpoint,
     connection: &Connection,
     early: Option<ZeroRttAccepted>,
     ends: &mut Ends<'_>,
@@ -55,7 +64,7 @@ pub(super) async fn serve(
             Ok(first) => match first? {
                 First::Taken(streams) => {
                     (ends.up)();
-                    return steady(connection, streams, true, ends).await;
+                    return steady(endpoint, connection, streams, true, ends).await;
                 }
                 // The hub did not know the session: what was said is said again, on a stream that it hears.
                 First::Refused => {}
@@ -69,7 +78,7 @@ pub(super) async fn serve(
     // What was said for the connection before this one must not be said here.
     while ends.commands.try_recv().is_ok() {}
     ends.events.send(Event::Connected { early: false }).await.map_err(|_| Gone)?;
-    steady(connection, streams, false, ends).await
+    steady(endpoint, connection, streams, false, ends).await
 }
 
 enum First {
@@ -116,6 +125,7 @@ async fn begin_early(
 
 /// A connection whose handshake is over.
 async fn steady(
+    endpoint: &Endpoint,
     connection: &Connection,
     (send, recv): (SendStream, RecvStream),
     mut said_hello: bool,
@@ -127,16 +137,46 @@ async fn steady(
     tasks.spawn(write(send, waiting));
     tasks.spawn(read(recv, connection.clone(), events.clone()));
     let mut uploads: HashMap<Fence, mpsc::Sender<Piece>> = HashMap::new();
+    let mut prober = Prober::new(true);
     loop {
+        let now = clock::boot_ms();
+        let due = Duration::from_millis(prober.poll_timeout().unwrap_or(now).saturating_sub(now));
         let command = tokio::select! {
             command = commands.recv() => command.ok_or(Gone),
+            datagram = connection.read_datagram() => {
+                let Ok(datagram) = datagram else { return Ok(Ended::Stood) };
+                if let Ok(FromHub::Again(message)) = postcard::from_bytes(&datagram) {
+                    events.send(Event::FromHub(*message)).await.map_err(|_| Gone)?;
+                }
+                continue;
+            }
+            () = tokio::time::sleep(due), if prober.poll_timeout().is_some() => {
+                let (action, heard) = prober.poll(clock::boot_ms(), connection.stats().udp_rx.datagrams);
+                if heard {
+                    events.send(Event::Heard).await.map_err(|_| Gone)?;
+                }
+                match action {
+                    None => {}
+                    Some(Action::Probe) => datagram(connection, &FromAgent::Probe),
+                    Some(Action::Rebind) => {
+                        rebind(endpoint, events).await?;
+                        datagram(connection, &FromAgent::Probe);
+                    }
+                    Some(Action::Dead) => {
+                        tracing::warn!("the hub does not answer any more");
+                        close(connection, CloseCode::Leaving);
+                        return Ok(Ended::Stood);
+                    }
+                }
+                continue;
+            }
             _ = connection.closed() => return Ok(Ended::Stood),
         };
         let Ok(command) = command else {
             // The last words, Leaving among them, are given a moment to go out.
             drop(outbox);
             let flush = async { while tasks.join_next().await.is_some() {} };
-            let _ = tokio::time::timeout(std::time::Duration::from_millis(200), flush).await;
+            let _ = tokio::time::timeout(Duration::from_millis(200), flush).await;
             close(connection, CloseCode::Leaving);
             return Err(Gone);
         };
@@ -144,7 +184,14 @@ async fn steady(
         if !said_hello {
             continue;
         }
+        if !matches!(command, ToLink::Live(_) | ToLink::Reconnect) {
+            prober.handle_sent(clock::boot_ms(), connection.rtt().as_millis() as u64);
+        }
         match command {
+            ToLink::Beat { every_ms, sample } => {
+                let every_ms = every_ms.try_into().unwrap_or(u32::MAX);
+                datagram(connection, &FromAgent::Beat { every_ms, sample });
+            }
             ToLink::Send(message) => {
                 if outbox.try_send(message).is_err() {
                     close(connection, CloseCode::Leaving);
@@ -168,6 +215,23 @@ async fn steady(
             }
         }
     }
+}
+
+/// Says what may be lost.
+fn datagram(connection: &Connection, message: &FromAgent) {
+    if let Ok(bytes) = postcard::to_stdvec(message) {
+        let _lost = connection.send_datagram(bytes.into());
+    }
+}
+
+/// Goes on from a new socket: the board's address may be another now, or a NAT may have forgotten the old one.
+async fn rebind(endpoint: &Endpoint, events: &mpsc::Sender<Event>) -> Result<(), Gone> {
+    let bound = endpoint.local_addr().and_then(|addr| UdpSocket::bind((addr.ip(), 0)));
+    match bound.and_then(|socket| endpoint.rebind(socket)) {
+        Ok(()) => tracing::info!("the hub is silent: going on from another socket"),
+        Err(error) => tracing::debug!(%error, "no other socket"),
+    }
+    events.send(Event::Rebound).await.map_err(|_| Gone)
 }
 
 fn close(connection: &Connection, code: CloseCode) {
@@ -198,6 +262,10 @@ fn begin(
 async fn write(mut send: SendStream, mut waiting: mpsc::Receiver<Numbered>) {
     let mut batch = Vec::new();
     while waiting.recv_many(&mut batch, 64).await > 0 {
+        // A job that is over at once says all it has to say in one packet.
+        let more =
+            async { while batch.iter().all(can_wait) && waiting.recv_many(&mut batch, 64).await > 0 {} };
+        let _late = tokio::time::timeout(WAIT, more).await;
         let mut bytes = Vec::new();
         for message in batch.drain(..) {
             if let Err(error) = frame::push(&mut bytes, &message, limits::FRAME_MAX) {
@@ -208,6 +276,10 @@ async fn write(mut send: SendStream, mut waiting: mpsc::Receiver<Numbered>) {
             return;
         }
     }
+}
+
+fn can_wait(frame: &Numbered) -> bool {
+    matches!(frame.message, ToHub::Accepted { .. } | ToHub::Started { .. })
 }
 
 async fn read(mut recv: RecvStream, connection: Connection, events: mpsc::Sender<Event>) {

@@ -12,6 +12,7 @@ use queue::Queue;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -102,12 +103,9 @@ impl Namespace {
         sys::enter(self.0.as_raw_fd())
     }
 
-    /// A handle that a child can enter with before it executes its program.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn handle(&self) -> io::Result<OwnedFd> {
-        self.0.try_clone()
+    /// Starts a command in this namespace, wherever its parent is. The namespace must outlive the start.
+    pub fn place(&self, command: &mut Command) {
+        sys::place(self.0.as_raw_fd(), command);
     }
 }
 

@@ -5,6 +5,8 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -21,6 +23,12 @@ pub(super) fn now() -> Instant {
 pub(super) fn enter(namespace: RawFd) -> io::Result<()> {
     // SAFETY: takes a descriptor and a flag, no memory.
     check(unsafe { libc::setns(namespace, libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Makes a command's process move before it becomes the program.
+pub(super) fn place(namespace: RawFd, command: &mut Command) {
+    // SAFETY: between fork and exec only one system call is made.
+    unsafe { command.pre_exec(move || enter(namespace)) };
 }
 
 /// A new namespace with loopback and a TUN device at `addr`/24 up in it. The thread that makes it ends.

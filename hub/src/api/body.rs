@@ -2,7 +2,7 @@
 
 use super::error::ApiError;
 use crate::core::task::{Attempt, End, Task, TaskSpec};
-use crate::event::NodeView;
+use crate::event::{NodeView, Traffic};
 use axum::http::StatusCode;
 use dunlin_wire::job::{Delivery, Job, OnDisconnect, Outcome, Report, Shell, layer};
 use dunlin_wire::{Tag, TaskId, limits};
@@ -230,6 +230,14 @@ fn outcome(report: &Report) -> Value {
     })
 }
 
+fn traffic(traffic: &Traffic) -> Value {
+    let mut classes = serde_json::Map::new();
+    for (class, way, bytes) in traffic.classes() {
+        classes.entry(class).or_insert(json!({}))[way] = bytes.into();
+    }
+    classes.into()
+}
+
 /// A node as the API shows it.
 pub(super) fn node(view: &NodeView) -> Value {
     let node = &view.node;
@@ -245,6 +253,10 @@ pub(super) fn node(view: &NodeView) -> Value {
         "draining": node.draining,
         "revoked": node.revoked_ms.is_some(),
         "unresponsive": view.unresponsive,
+        "cloned": node.cloned,
+        "heartbeatMs": view.heartbeat_ms,
+        "rttMs": view.rtt_us.map(|us| us as f64 / 1000.0),
+        "bytes": traffic(&view.traffic),
         "role": if node.is_worker() { "worker" } else { node.role.as_str() },
         "profile": node.spec.profile.as_str(),
         "region": node.spec.region,

@@ -78,6 +78,11 @@ fn render(f: &Figures) -> String {
     let help = "From queued to granted and on disk.";
     histogram(&mut out, "dunlin_claim_latency_seconds", help, &f.claim_latency);
     histogram(&mut out, "dunlin_store_commit_seconds", "One commit of the store.", &f.commit);
+    let help = "Bytes of agents' connections; class `wire` is all of them with IPv4 and UDP headers.";
+    head(&mut out, "dunlin_link_bytes_total", "counter", help);
+    for (class, way, bytes) in f.traffic.classes() {
+        let _ = writeln!(out, "dunlin_link_bytes_total{{class=\"{class}\",direction=\"{way}\"}} {bytes}");
+    }
     single(&mut out, "dunlin_connections", "Open connections of agents.", f.connections);
     single(&mut out, "dunlin_store_bytes", "Bytes of the store in use.", f.store_bytes.0);
     single(&mut out, "dunlin_store_bytes_max", "Bytes that the store may use.", f.store_bytes.1);

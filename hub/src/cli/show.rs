@@ -65,7 +65,9 @@ pub(super) fn nodes(nodes: &Value, json: bool) {
     let row = |n: &Value| {
         let held = |name: &str| n[name].as_array().map_or(0, Vec::len);
         let load = format!("{}/{}", held("claimed") + held("running"), n["maxConcurrentTasks"]);
-        let health = if n["draining"] == true {
+        let health = if n["cloned"] == true {
+            "held: cloned".into()
+        } else if n["draining"] == true {
             format!("{} draining", text(&n["health"]))
         } else {
             text(&n["health"])

@@ -1,7 +1,6 @@
 //! What a node's silence means. Judged by the hub's own monotonic clock only.
 
 use super::timing::Timing;
-use dunlin_wire::message::Profile;
 
 /// How a node looks from the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,19 +65,19 @@ impl Pulse {
     }
 
     /// When silence next changes the state.
-    pub fn poll_timeout(&self, profile: Profile, timing: &Timing) -> Option<u64> {
+    pub fn poll_timeout(&self, heartbeat_ms: u64, timing: &Timing) -> Option<u64> {
         let beats = match self.health {
             Health::Healthy => timing.degraded_heartbeats,
             Health::Unheard | Health::Degraded => timing.offline_heartbeats,
             Health::Offline => return None,
         };
-        Some(self.heard + beats * timing.heartbeat_ms(profile) + 1)
+        Some(self.heard + beats * heartbeat_ms + 1)
     }
 
     /// Silence is judged. Returns the state it left, when that changed.
-    pub fn handle_timeout(&mut self, now: u64, profile: Profile, timing: &Timing) -> Option<Health> {
+    pub fn handle_timeout(&mut self, now: u64, heartbeat_ms: u64, timing: &Timing) -> Option<Health> {
         let mut left = None;
-        while self.poll_timeout(profile, timing).is_some_and(|at| at <= now) {
+        while self.poll_timeout(heartbeat_ms, timing).is_some_and(|at| at <= now) {
             let next = if self.health == Health::Healthy { Health::Degraded } else { Health::Offline };
             let before = self.become_(next);
             left = left.or(before);
@@ -95,6 +94,7 @@ impl Pulse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dunlin_wire::message::Profile;
 
     #[test]
     fn silence_degrades_and_ends_by_the_profile() {
@@ -104,13 +104,14 @@ mod tests {
             (Profile::Wan, 50_000, 150_000),
             (Profile::Metered, 600_000, 1_800_000),
         ] {
+            let every = timing.heartbeat_ms(profile);
             let mut pulse = Pulse::unheard(0);
             assert_eq!(pulse.handle_heard(100), Some(Health::Unheard));
-            assert_eq!(pulse.handle_timeout(100 + degraded, profile, &timing), None);
-            assert_eq!(pulse.handle_timeout(101 + degraded, profile, &timing), Some(Health::Healthy));
-            assert_eq!(pulse.handle_timeout(100 + offline, profile, &timing), None);
-            assert_eq!(pulse.handle_timeout(101 + offline, profile, &timing), Some(Health::Degraded));
-            assert_eq!((pulse.health(), pulse.poll_timeout(profile, &timing)), (Health::Offline, None));
+            assert_eq!(pulse.handle_timeout(100 + degraded, every, &timing), None);
+            assert_eq!(pulse.handle_timeout(101 + degraded, every, &timing), Some(Health::Healthy));
+            assert_eq!(pulse.handle_timeout(100 + offline, every, &timing), None);
+            assert_eq!(pulse.handle_timeout(101 + offline, every, &timing), Some(Health::Degraded));
+            assert_eq!((pulse.health(), pulse.poll_timeout(every, &timing)), (Health::Offline, None));
             assert_eq!(pulse.handle_heard(999_999), Some(Health::Offline));
         }
     }
@@ -119,8 +120,8 @@ mod tests {
     fn a_restarted_hub_gives_a_node_its_whole_time() {
         let timing = Timing::default();
         let mut pulse = Pulse::unheard(1_000);
-        assert_eq!(pulse.handle_timeout(31_000, Profile::Lan, &timing), None);
-        assert_eq!(pulse.handle_timeout(31_001, Profile::Lan, &timing), Some(Health::Unheard));
+        assert_eq!(pulse.handle_timeout(31_000, 5_000, &timing), None);
+        assert_eq!(pulse.handle_timeout(31_001, 5_000, &timing), Some(Health::Unheard));
     }
 
     #[test]

@@ -88,8 +88,7 @@ impl Hub {
         });
         let Some(hello) = hello else { return Ok(()) };
         if let Err(code) = self.check_hello(key, &hello) {
-            self.close(conn, code, turn);
-            return Ok(());
+            return self.refuse_hello(conn, &hello.node, code, turn);
         }
         if self.is_copied(conn, &hello.node, &hello, turn)? {
             return Ok(());

@@ -7,7 +7,7 @@ use crate::core::node::{Boots, Node};
 use crate::core::schedule::Schedule;
 use crate::core::task::State;
 use crate::core::timer::{Timer, Timers};
-use crate::event::Figures;
+use crate::event::{Figures, Traffic};
 use crate::store::{Store, StoreError};
 use dunlin_wire::{Fence, FleetId, Tag};
 use std::collections::{BTreeMap, BTreeSet};
@@ -113,11 +113,13 @@ impl Hub {
             held: BTreeSet::new(),
             unresponsive: false,
             sample: None,
+            every_ms: 0,
+            traffic: Traffic::default(),
             last_outcome: None,
             node,
         };
         let name = member.node.spec.name.clone();
-        if let Some(at) = member.pulse.poll_timeout(member.node.spec.profile, &self.setup.timing) {
+        if let Some(at) = member.silence_over(&self.setup.timing) {
             self.timers.set(Timer::Health(name.clone()), at);
         }
         self.members.insert(name, member);

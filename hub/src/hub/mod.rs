@@ -20,7 +20,7 @@ use crate::core::node::{Boots, Node};
 use crate::core::schedule::Schedule;
 use crate::core::timer::Timers;
 use crate::core::timing::Timing;
-use crate::event::{ApiRefusal, ConnId, Effect, Event, EventRecord, Figures};
+use crate::event::{ApiRefusal, ConnId, Effect, Event, EventRecord, Figures, Traffic};
 use crate::store::{Store, StoreError, Write};
 use dunlin_wire::message::{HostSample, Numbered, ToAgent};
 use dunlin_wire::{ClaimId, CloseCode, Fence, FleetId, Key, NodeName, Tag, TaskId};
@@ -77,12 +77,28 @@ struct Member {
     held: BTreeSet<Fence>,
     unresponsive: bool,
     sample: Option<HostSample>,
+    // The heartbeat that it last announced, in milliseconds: its own, when it found that its network allows it.
+    every_ms: u64,
+    // What its connections carried that are over.
+    traffic: Traffic,
     last_outcome: Option<String>,
 }
 
 impl Session {
     fn new(conn: ConnId, heard: u64) -> Self {
         Self { conn, heard, claims: BTreeSet::new(), settled: false, leaving: false }
+    }
+}
+
+impl Member {
+    /// Time between its heartbeats, in milliseconds: its profile's, or a longer one that it announced.
+    fn heartbeat_ms(&self, timing: &Timing) -> u64 {
+        timing.heartbeat_ms(self.node.spec.profile).max(self.every_ms)
+    }
+
+    /// When its silence next changes its health.
+    fn silence_over(&self, timing: &Timing) -> Option<u64> {
+        self.pulse.poll_timeout(self.heartbeat_ms(timing), timing)
     }
 }
 
@@ -225,8 +241,13 @@ impl Hub {
             }
             Event::Confirmed { conn } => self.handle_confirmed(conn, turn),
             Event::Control { conn, frame } => self.handle_control(conn, frame, turn),
+            Event::Beat { conn, every_ms, sample } => self.handle_beat(conn, every_ms, sample, turn),
             Event::Upload { conn, frame } => self.handle_upload(conn, frame, turn),
-            Event::Closed { conn, by } => {
+            Event::Closed { conn, key, by, traffic } => {
+                self.figures.traffic += traffic;
+                if let Some(member) = self.members.values_mut().find(|m| m.node.key == key) {
+                    member.traffic += traffic;
+                }
                 if let Some(code) = by {
                     *self.figures.closed.entry(code).or_default() += 1;
                 }

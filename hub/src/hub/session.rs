@@ -1,7 +1,8 @@
 //! Connections: who they are, and what a node says on its control stream.
 
 use super::load::all_tags;
-use super::{Conn, Hub, Session, Turn};
+use super::{Conn, Hub, Member, Session, Turn};
+use crate::core::health::Health;
 use crate::core::node::Node;
 use crate::core::step::Input;
 use crate::core::task::Lost;
@@ -104,8 +105,7 @@ impl Hub {
         }
         match member.pulse.handle_heard(turn.now.mono) {
             Some(left) => {
-                let profile = member.node.spec.profile;
-                if let Some(at) = member.pulse.poll_timeout(profile, &self.setup.timing) {
+                if let Some(at) = member.silence_over(&self.setup.timing) {
                     self.timers.set(Timer::Health(name.clone()), at);
                 }
                 self.handle_health_changed(name, left, turn)
@@ -122,13 +122,36 @@ impl Hub {
         sample: Option<HostSample>,
         turn: &mut Turn<'_>,
     ) -> Result<(), StoreError> {
+        self.handle_sign_of_life(name, sample);
+        self.renew(conn, name, fences, turn)
+    }
+
+    fn handle_sign_of_life(&mut self, name: &NodeName, sample: Option<HostSample>) {
         let waiting = |held: &Fence| self.attempts.get(held).is_some_and(|h| !h.accepted);
         if let Some(member) = self.members.get_mut(name) {
             member.sample = sample.or(member.sample.take());
             member.unresponsive &= member.held.iter().any(waiting);
         }
         self.seat(name);
-        self.renew(conn, name, fences, turn)
+    }
+
+    /// The node lives, and says when it will say so again.
+    pub(super) fn handle_beat(
+        &mut self,
+        conn: ConnId,
+        every_ms: u32,
+        sample: Option<HostSample>,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        let Some(Conn { node: Some(name), early: false, .. }) = self.conns.get(&conn) else { return Ok(()) };
+        let name = name.clone();
+        if let Some(member) = self.members.get_mut(&name) {
+            let (_, longest) = member.node.spec.profile.keepalive_ms();
+            member.every_ms = u64::from(every_ms).min(longest);
+        }
+        self.heard(&name, 0, turn)?;
+        self.handle_sign_of_life(&name, sample);
+        Ok(())
     }
 
     /// The node goes. It accepts nothing after saying so, so what it has not accepted can be given away at once.
@@ -162,9 +185,7 @@ impl Hub {
         turn: &mut Turn<'_>,
     ) -> Result<(), StoreError> {
         if let Err(code) = self.check_hello(key, &hello) {
-            tracing::warn!(node = %hello.node, %key, code = code.as_str(), "Hello refused");
-            self.close(conn, code, turn);
-            return Ok(());
+            return self.refuse_hello(conn, &hello.node, code, turn);
         }
         let name = hello.node.clone();
         if self.is_copied(conn, &name, &hello, turn)? {
@@ -209,7 +230,23 @@ impl Hub {
         Ok(())
     }
 
-    /// Two live copies of one identity are both held: neither can be told from the other.
+    pub(super) fn refuse_hello(
+        &mut self,
+        conn: ConnId,
+        name: &NodeName,
+        code: CloseCode,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        tracing::warn!(node = %name, code = code.as_str(), "Hello refused");
+        let there = |m: &Member| m.session.is_some() && m.pulse.health() == Health::Healthy;
+        if code == CloseCode::Cloned && self.members.get(name).is_some_and(there) {
+            return self.hold_copies(conn, name, turn);
+        }
+        self.close(conn, code, turn);
+        Ok(())
+    }
+
+    /// Whether two live copies of one identity take turns.
     pub(super) fn is_copied(
         &mut self,
         conn: ConnId,
@@ -221,20 +258,23 @@ impl Hub {
         if !member.boots.handle_hello(hello.boot_id) {
             return Ok(false);
         }
+        self.hold_copies(conn, name, turn)?;
+        Ok(true)
+    }
+
+    /// Two live copies of one identity are both held: neither can be told from the other.
+    fn hold_copies(&mut self, conn: ConnId, name: &NodeName, turn: &mut Turn<'_>) -> Result<(), StoreError> {
+        let Some(member) = self.members.get_mut(name) else { return Ok(()) };
         member.node.cloned = true;
         turn.write.put_node(&member.node)?;
         let old = [member.session.take(), member.early.take()];
-        tracing::error!(node = %name, "cloned identity: two live copies take turns, both are held");
-        turn.node_event(
-            "node.cloned",
-            name,
-            Some("two live copies take turns; revoke it and invite each anew"),
-        )?;
+        tracing::error!(node = %name, "cloned identity: there are two live copies, both are held");
+        turn.node_event("node.cloned", name, Some("two live copies; revoke it and invite each anew"))?;
         for conn in old.into_iter().flatten().map(|s| s.conn).chain([conn]) {
             self.close(conn, CloseCode::Cloned, turn);
         }
         self.seat(name);
-        Ok(true)
+        Ok(())
     }
 
     pub(super) fn check_hello(&self, key: Key, hello: &Hello) -> Result<(), CloseCode> {

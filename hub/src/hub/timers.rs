@@ -79,9 +79,9 @@ impl Hub {
     fn handle_silence(&mut self, name: &NodeName, turn: &mut Turn<'_>) -> Result<(), StoreError> {
         let timing = &self.setup.timing;
         let Some(member) = self.members.get_mut(name) else { return Ok(()) };
-        let profile = member.node.spec.profile;
-        let left = member.pulse.handle_timeout(turn.now.mono, profile, timing);
-        if let Some(at) = member.pulse.poll_timeout(profile, timing) {
+        let heartbeat_ms = member.heartbeat_ms(timing);
+        let left = member.pulse.handle_timeout(turn.now.mono, heartbeat_ms, timing);
+        if let Some(at) = member.silence_over(timing) {
             self.timers.set(Timer::Health(name.clone()), at);
         }
         match left {

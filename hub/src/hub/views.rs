@@ -25,6 +25,10 @@ impl Hub {
             free: member.session.as_ref().map_or(0, |s| s.claims.len() as u32),
             sample: member.sample.clone(),
             last_outcome: member.last_outcome.clone(),
+            conn: member.session.as_ref().map(|s| s.conn),
+            heartbeat_ms: member.heartbeat_ms(&self.setup.timing),
+            rtt_us: None,
+            traffic: member.traffic,
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Deliberately absent: what a message means. The engine decides that, and answers through a bounded [`Outbox`].
 
+mod again;
 mod peers;
 mod session;
 mod tls;
@@ -9,7 +10,7 @@ mod tls;
 pub use peers::Peers;
 pub use tls::{Identity, IdentityError, write_secret};
 
-use crate::event::{ConnId, Event};
+use crate::event::{ConnId, Event, Traffic};
 use dunlin_wire::CloseCode;
 use dunlin_wire::message::ToAgent;
 use peers::Watched;
@@ -27,6 +28,8 @@ const OUTBOX_MAX: usize = 1024;
 const HANDSHAKES_MAX: usize = 256;
 /// Three times the longest heartbeat. The agent's own, shorter, idle timeout holds; liveness is judged above QUIC.
 const IDLE: Duration = Duration::from_secs(900);
+/// Datagrams that may wait, in bytes.
+const DATAGRAMS: usize = 16 * 1024;
 /// How long a handshake, and then the first message, may take.
 const HELLO: Duration = Duration::from_secs(10);
 
@@ -35,7 +38,20 @@ const HELLO: Duration = Duration::from_secs(10);
 pub struct Outbox {
     messages: mpsc::Sender<ToAgent>,
     connection: quinn::Connection,
+    said: Arc<Said>,
 }
+
+/// Bytes of what was said on a connection, by class.
+#[derive(Debug, Default)]
+struct Said {
+    control_in: AtomicU64,
+    control_out: AtomicU64,
+    telemetry_in: AtomicU64,
+    output_in: AtomicU64,
+}
+
+/// IPv4 and UDP headers of a datagram, in bytes (RFC 791, RFC 768).
+const HEADERS: u64 = 28;
 
 impl Outbox {
     /// Queues a message; an agent that does not take its messages is cut off.
@@ -43,6 +59,25 @@ impl Outbox {
         if let Err(mpsc::error::TrySendError::Full(_)) = self.messages.try_send(message) {
             self.close(CloseCode::Flooding);
         }
+    }
+
+    /// Bytes that the connection carried so far.
+    pub fn traffic(&self) -> Traffic {
+        let stats = self.connection.stats();
+        let of = |class: &AtomicU64| class.load(Ordering::Relaxed);
+        Traffic {
+            wire_in: stats.udp_rx.bytes + HEADERS * stats.udp_rx.datagrams,
+            wire_out: stats.udp_tx.bytes + HEADERS * stats.udp_tx.datagrams,
+            control_in: of(&self.said.control_in),
+            control_out: of(&self.said.control_out),
+            telemetry_in: of(&self.said.telemetry_in),
+            output_in: of(&self.said.output_in),
+        }
+    }
+
+    /// Smoothed round-trip time, in microseconds.
+    pub fn rtt_us(&self) -> u64 {
+        self.connection.rtt().as_micros() as u64
     }
 
     /// Closes the connection.
@@ -121,7 +156,8 @@ fn transport() -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(256 * 1024))
         .receive_window(VarInt::from_u32(1024 * 1024))
         .send_window(1024 * 1024)
-        .datagram_receive_buffer_size(None);
+        .datagram_receive_buffer_size(Some(DATAGRAMS))
+        .datagram_send_buffer_size(DATAGRAMS);
     transport
 }
 

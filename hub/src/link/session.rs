@@ -1,13 +1,19 @@
 //! One connection: a control stream both ways, and upload streams in.
 
-use super::{HELLO, Lines, OUTBOX_MAX, Outbox};
+use super::again::Again;
+use super::{HELLO, Lines, OUTBOX_MAX, Outbox, Said};
+use crate::clock;
 use crate::event::{ConnId, Event};
+use dunlin_wire::datagram::{FromAgent, FromHub};
 use dunlin_wire::frame::{self, Decoder, FrameError};
 use dunlin_wire::message::{Numbered, ToAgent, Upload};
 use dunlin_wire::{CloseCode, Key, limits};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::timeout;
 
@@ -41,8 +47,8 @@ pub(super) async fn serve(
         }
     };
     let (messages, outbox) = mpsc::channel(OUTBOX_MAX);
-    let to_agent = Outbox { messages, connection: connection.clone() };
-    if lines.outboxes.send((conn, to_agent)).await.is_err() {
+    let to_agent = Outbox { messages, connection: connection.clone(), said: Arc::default() };
+    if lines.outboxes.send((conn, to_agent.clone())).await.is_err() {
         return close(&connection, CloseCode::Leaving);
     }
     if lines.events.send(Event::Opened { conn, key, early: early.is_some() }).await.is_err() {
@@ -67,8 +73,9 @@ pub(super) async fn serve(
     };
     let code = tokio::select! {
         code = confirm => code,
-        code = control(conn, &connection, &lines, outbox, confirmed.clone()) => code,
-        code = uploads(conn, &connection, &lines, confirmed) => code,
+        code = control(conn, &to_agent, &lines, outbox, confirmed.clone()) => code,
+        code = uploads(conn, &to_agent, &lines, confirmed.clone()) => code,
+        code = datagrams(conn, &to_agent, &lines, confirmed) => code,
         _ = connection.closed() => None,
     };
     lines.peers.remove(conn);
@@ -78,7 +85,7 @@ pub(super) async fn serve(
     }
     let why = connection.closed().await;
     tracing::debug!(%peer, conn = conn.0, %why, "disconnected");
-    let _ = lines.events.send(Event::Closed { conn, by: code }).await;
+    let _ = lines.events.send(Event::Closed { conn, key, by: code, traffic: to_agent.traffic() }).await;
 }
 
 /// Waits until what a peer says is surely its own. `None` when the connection ended instead.
@@ -101,20 +108,22 @@ fn close(connection: &Connection, code: CloseCode) {
 /// The control stream, until it or the connection ends; the code to close with, when the peer is to blame.
 async fn control(
     conn: ConnId,
-    connection: &Connection,
+    to_agent: &Outbox,
     lines: &Lines,
     outbox: mpsc::Receiver<ToAgent>,
     mut confirmed: watch::Receiver<bool>,
 ) -> Option<CloseCode> {
-    let (send, mut recv) = match timeout(HELLO, connection.accept_bi()).await {
+    let (send, mut recv) = match timeout(HELLO, to_agent.connection.accept_bi()).await {
         Ok(Ok(streams)) => streams,
         Ok(Err(_)) => return None,
         Err(_) => return Some(CloseCode::NoHello),
     };
-    let writer = write(send, outbox);
+    let again = Mutex::new(Again::new());
+    let writer = write(to_agent, send, outbox, &again);
     let reader = async {
         let mut decoder = Decoder::new(limits::FRAME_MAX);
-        let first = timeout(HELLO, next_frame::<Numbered>(&mut recv, &mut decoder)).await;
+        let first =
+            timeout(HELLO, next_frame::<Numbered>(&mut recv, &mut decoder, &to_agent.said.control_in)).await;
         let mut frame = match first {
             Ok(frame) => frame,
             Err(_) => return Some(CloseCode::NoHello),
@@ -126,13 +135,14 @@ async fn control(
                     if !frame.message.may_be_early() {
                         surely(&mut confirmed).await?;
                     }
+                    lock(&again).handle_heard(&frame.message);
                     lines.events.send(Event::Control { conn, frame }).await.ok()?;
                 }
                 // An agent that ends its control stream has nothing more to say.
                 Ok(None) => return Some(CloseCode::Leaving),
                 Err(error) => return Some(code_of(error)),
             }
-            frame = next_frame(&mut recv, &mut decoder).await;
+            frame = next_frame(&mut recv, &mut decoder, &to_agent.said.control_in).await;
         }
     };
     tokio::select! {
@@ -141,35 +151,94 @@ async fn control(
     }
 }
 
-async fn write(mut send: SendStream, mut outbox: mpsc::Receiver<ToAgent>) {
+async fn write(
+    Outbox { connection, said, .. }: &Outbox,
+    mut send: SendStream,
+    mut outbox: mpsc::Receiver<ToAgent>,
+    again: &Mutex<Again>,
+) {
     let mut waiting = Vec::new();
-    while outbox.recv_many(&mut waiting, 64).await > 0 {
+    loop {
+        let due = lock(again).poll_timeout();
+        let wait = Duration::from_millis(due.map_or(0, |at| at.saturating_sub(clock::now().mono)));
+        tokio::select! {
+            count = outbox.recv_many(&mut waiting, 64) => if count == 0 { return },
+            () = tokio::time::sleep(wait), if due.is_some() => {
+                for bytes in lock(again).poll(clock::now().mono, connection.stats().udp_rx.datagrams) {
+                    let _lost = connection.send_datagram(bytes.into());
+                }
+            }
+        }
+        if waiting.is_empty() {
+            continue;
+        }
         let mut bytes = Vec::new();
+        let (now, rtt) = (clock::now().mono, connection.rtt().as_millis() as u64);
+        let room = connection.max_datagram_size().unwrap_or(0);
         for message in waiting.drain(..) {
+            lock(again).handle_sent(&message, now, rtt, room);
             if let Err(error) = frame::push(&mut bytes, &message, limits::FRAME_MAX) {
                 // The API bounds a task below this; a grant that cannot be said is taken back by its lease.
                 tracing::error!(%error, "a message for an agent does not fit a frame");
             }
         }
+        said.control_out.fetch_add(bytes.len() as u64, Relaxed);
         if send.write_all(&bytes).await.is_err() {
             return;
         }
     }
 }
 
-/// Upload streams, each read on its own so that none waits for another.
-async fn uploads(
+fn lock(again: &Mutex<Again>) -> std::sync::MutexGuard<'_, Again> {
+    again.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Signs of life, and questions for one.
+async fn datagrams(
     conn: ConnId,
-    connection: &Connection,
+    to_agent: &Outbox,
     lines: &Lines,
     mut confirmed: watch::Receiver<bool>,
 ) -> Option<CloseCode> {
     surely(&mut confirmed).await?;
+    let connection = &to_agent.connection;
+    let mut addr = connection.remote_address();
+    while let Ok(bytes) = connection.read_datagram().await {
+        to_agent.said.telemetry_in.fetch_add(bytes.len() as u64, Relaxed);
+        let moved = std::mem::replace(&mut addr, connection.remote_address()) != addr;
+        match postcard::from_bytes(&bytes) {
+            Ok(FromAgent::Beat { every_ms, sample }) => {
+                if moved {
+                    tracing::debug!(conn = conn.0, %addr, every_ms, "an agent's address changed over its silence");
+                    to_agent.send(ToAgent::Moved);
+                }
+                lines.events.send(Event::Beat { conn, every_ms, sample }).await.ok()?;
+            }
+            Ok(FromAgent::Probe) => {
+                if let Ok(echo) = postcard::to_stdvec(&FromHub::Echo) {
+                    let _lost = connection.send_datagram(echo.into());
+                }
+            }
+            Err(_) => return Some(CloseCode::Garbage),
+        }
+    }
+    None
+}
+
+/// Upload streams, each read on its own so that none waits for another.
+async fn uploads(
+    conn: ConnId,
+    to_agent: &Outbox,
+    lines: &Lines,
+    mut confirmed: watch::Receiver<bool>,
+) -> Option<CloseCode> {
+    surely(&mut confirmed).await?;
+    let connection = &to_agent.connection;
     let mut streams = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
             stream = connection.accept_uni() => match stream {
-                Ok(stream) => drop(streams.spawn(upload(conn, stream, lines.clone()))),
+                Ok(stream) => drop(streams.spawn(upload(conn, stream, lines.clone(), to_agent.said.clone()))),
                 // The connection is over; what it brought is read to its end first.
                 Err(_) => while streams.join_next().await.is_some() {},
             },
@@ -185,10 +254,10 @@ async fn uploads(
     }
 }
 
-async fn upload(conn: ConnId, mut stream: RecvStream, lines: Lines) -> Option<CloseCode> {
+async fn upload(conn: ConnId, mut stream: RecvStream, lines: Lines, said: Arc<Said>) -> Option<CloseCode> {
     let mut decoder = Decoder::new(limits::UPLOAD_FRAME_MAX);
     loop {
-        match next_frame::<Upload>(&mut stream, &mut decoder).await {
+        match next_frame::<Upload>(&mut stream, &mut decoder, &said.output_in).await {
             Ok(Some(frame)) => lines.events.send(Event::Upload { conn, frame }).await.ok()?,
             Ok(None) => return None,
             Err(error) => return Some(code_of(error)),
@@ -196,17 +265,21 @@ async fn upload(conn: ConnId, mut stream: RecvStream, lines: Lines) -> Option<Cl
     }
 }
 
-/// The next whole frame; `None` when the stream is over.
+/// The next whole frame, its bytes counted; `None` when the stream is over.
 async fn next_frame<T: DeserializeOwned>(
     stream: &mut RecvStream,
     decoder: &mut Decoder,
+    count: &AtomicU64,
 ) -> Result<Option<T>, FrameError> {
     loop {
         if let Some(frame) = decoder.next()? {
             return Ok(Some(frame));
         }
         match stream.read_chunk(64 * 1024, true).await {
-            Ok(Some(chunk)) => decoder.push(&chunk.bytes),
+            Ok(Some(chunk)) => {
+                count.fetch_add(chunk.bytes.len() as u64, Relaxed);
+                decoder.push(&chunk.bytes);
+            }
             Ok(None) | Err(_) => return Ok(None),
         }
     }

@@ -9,6 +9,7 @@ mod https;
 mod nodes;
 mod uplink;
 mod uplinks;
+mod wan;
 mod work;
 
 use dunlin_tests::Fleet;

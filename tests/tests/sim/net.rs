@@ -50,13 +50,26 @@ impl World {
         match packet {
             Packet::Control(frame) if at_hub => self.hub_step(vec![Event::Control { conn, frame }]),
             Packet::Upload(frame) if at_hub => self.hub_step(vec![Event::Upload { conn, frame }]),
+            Packet::Beat(every_ms) if at_hub => {
+                let at = (self.now + self.delay()).max(self.boards[board].partitioned_until);
+                self.push(at, conn, Packet::Acknowledged);
+                self.hub_step(vec![Event::Beat { conn, every_ms, sample: None }]);
+            }
+            Packet::Acknowledged if at_board => {
+                self.boards[board].inbox.push((self.now, AgentEvent::Heard));
+            }
             Packet::ToBoard(message) if at_board => {
                 self.boards[board].inbox.push((self.now, AgentEvent::FromHub(message)));
             }
             Packet::HubSeesEnd => {
                 if let Some(link) = self.links.get_mut(&conn).filter(|l| l.at_hub) {
                     link.at_hub = false;
-                    self.hub_step(vec![Event::Closed { conn, by: None }]);
+                    self.hub_step(vec![Event::Closed {
+                        conn,
+                        key: self.boards[board].key,
+                        by: None,
+                        traffic: Default::default(),
+                    }]);
                 }
             }
             Packet::BoardSeesEnd => self.end_at_board(conn),
@@ -197,6 +210,16 @@ impl World {
             self.push(later, conn, Packet::Control(frame.clone()));
         }
         self.push(arrives, conn, Packet::Control(frame));
+    }
+
+    /// A datagram: it may be lost, and comes in no order.
+    pub(super) fn beat(&mut self, at: usize, every_ms: u64) {
+        let Some(conn) = self.link_of(at) else { return };
+        let arrives = self.now + self.delay();
+        let lost = !self.calm && self.rng.u8(..) < 20;
+        if !lost && arrives >= self.boards[at].partitioned_until {
+            self.push(arrives, conn, Packet::Beat(every_ms as u32));
+        }
     }
 
     pub(super) fn upload(&mut self, at: usize, fence: Fence, from: [u64; 2]) {

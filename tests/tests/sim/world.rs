@@ -26,6 +26,9 @@ const BOARDS: usize = 4;
 pub(super) enum Packet {
     Control(Numbered),
     Upload(Upload),
+    Beat(u32),
+    /// What was sent is acknowledged.
+    Acknowledged,
     ToBoard(ToAgent),
     HubSeesEnd,
     BoardSeesEnd,
@@ -132,7 +135,7 @@ pub(super) fn enrol(hub: &mut Hub, at: usize, slots: u32, now: Now) -> Key {
     let effects =
         hub.step(vec![Event::Opened { conn, key, early: false }, Event::Control { conn, frame }], now);
     assert!(effects.iter().any(|e| matches!(e, Effect::Send(_, ToAgent::Joined(_)))), "{effects:?}");
-    hub.step(vec![Event::Closed { conn, by: None }], now);
+    hub.step(vec![Event::Closed { conn, key, by: None, traffic: Default::default() }], now);
     key
 }
 
@@ -465,6 +468,7 @@ impl World {
                     self.boards[at].exec(message, now, &mut self.rng, &mut self.model);
                 }
                 AgentEffect::Send(frame) => self.say_to_hub(at, frame),
+                AgentEffect::Beat { every_ms, .. } => self.beat(at, every_ms),
                 AgentEffect::Upload { fence, have } => self.upload(at, fence, have.unwrap_or([0, 0])),
                 AgentEffect::Reconnect => {
                     if let Some(conn) = self.link_of(at) {

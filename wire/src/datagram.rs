@@ -1,0 +1,27 @@
+//! What travels in QUIC datagrams (RFC 9221): small, at most once, in no order. Only what may be lost is said here.
+
+use crate::message::{HostSample, ToAgent};
+use serde::{Deserialize, Serialize};
+
+/// From the agent. Append only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromAgent {
+    /// I am alive. The acknowledgement by QUIC is the answer.
+    Beat {
+        /// Milliseconds until the next one at most.
+        every_ms: u32,
+        /// What the host looks like, when there is news.
+        sample: Option<HostSample>,
+    },
+    /// Are you there? Answered by [`FromHub::Echo`], so that both sides learn at once what was lost.
+    Probe,
+}
+
+/// From the hub. Append only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromHub {
+    /// Answer to a probe.
+    Echo,
+    /// A message that was said on the control stream and not answered, once more: it may be stuck behind a loss.
+    Again(Box<ToAgent>),
+}

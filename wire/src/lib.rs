@@ -17,6 +17,7 @@ pub mod prober;
 pub mod ticket;
 pub mod units;
 pub mod version;
+pub mod window;
 
 pub use close::CloseCode;
 pub use ids::{ClaimId, Fence, FleetId, Key, NodeName, Tag, TaskId};

@@ -13,6 +13,7 @@ use crate::core::uplinks::{POSTURE, Uplink};
 use crate::event::{Effect, Event};
 use crate::store::Store;
 use dunlin_wire::message::{HostSample, Numbered, Profile};
+use dunlin_wire::window::FlooredConfig;
 use dunlin_wire::{CloseCode, Fence, Key, backoff, version};
 use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, TransportConfig, VarInt, ZeroRttAccepted};
 use session::{Ended, Ends};
@@ -224,7 +225,8 @@ fn client_config(
         .receive_window(VarInt::from_u32(1024 * 1024))
         .send_window(512 * 1024)
         .datagram_receive_buffer_size(Some(DATAGRAMS))
-        .datagram_send_buffer_size(DATAGRAMS);
+        .datagram_send_buffer_size(DATAGRAMS)
+        .congestion_controller_factory(Arc::new(FlooredConfig::default()));
     if profile == Profile::Metered {
         // Discovery costs 11 kB a connection.
         transport.mtu_discovery_config(None);

@@ -34,6 +34,10 @@ impl Again {
         if bytes.len() > room || self.waiting.len() == WAITING_MAX {
             return;
         }
+        if self.waiting.is_empty() {
+            // What was asked about before is answered.
+            self.prober = Prober::new(false);
+        }
         // Past its lease a repeated grant would only be accepted to wait.
         self.waiting.insert(grant.fence, Waiting { bytes, until: now + grant.lease_ms });
         self.prober.handle_sent(now, rtt_ms);
@@ -118,5 +122,12 @@ mod tests {
         while let Some(now) = again.poll_timeout() {
             assert!(again.poll(now, now).is_empty(), "packets come");
         }
+        // A grant long after that is asked about at the first pace again.
+        again.handle_sent(&grant(3, 1), 90_000, 60, 1200);
+        let mut at = Vec::new();
+        while let Some(now) = again.poll_timeout().filter(|at| *at < 91_000) {
+            at.extend(again.poll(now, 5).iter().map(|_| now));
+        }
+        assert!(at.windows(2).all(|w| w[1] - w[0] == 200) && at.len() >= 4, "{at:?}");
     }
 }

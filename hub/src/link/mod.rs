@@ -13,6 +13,7 @@ pub use tls::{Identity, IdentityError, write_secret};
 use crate::event::{ConnId, Event, Traffic};
 use dunlin_wire::CloseCode;
 use dunlin_wire::message::ToAgent;
+use dunlin_wire::window::FlooredConfig;
 use peers::Watched;
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use rustls::server::StoresServerSessions;
@@ -157,7 +158,8 @@ fn transport() -> TransportConfig {
         .receive_window(VarInt::from_u32(1024 * 1024))
         .send_window(1024 * 1024)
         .datagram_receive_buffer_size(Some(DATAGRAMS))
-        .datagram_send_buffer_size(DATAGRAMS);
+        .datagram_send_buffer_size(DATAGRAMS)
+        .congestion_controller_factory(Arc::new(FlooredConfig::default()));
     transport
 }
 

@@ -120,6 +120,8 @@ struct Guard {
     killing_since: Option<BootMs>,
     end: End,
     lead_gone: bool,
+    // Whether what the lead left behind was counted.
+    counted: bool,
     agent_gone: bool,
     reported: bool,
 }
@@ -167,6 +169,7 @@ impl Guard {
             killing_since: None,
             end: End::default(),
             lead_gone: false,
+            counted: false,
             agent_gone: false,
             reported: false,
         }))
@@ -177,10 +180,10 @@ impl Guard {
             let now = clock::boot_ms();
             let empty = self.reap();
             if empty {
+                self.report(false, now);
                 if let Some(cgroup) = self.cgroup() {
                     cgroup.remove();
                 }
-                self.report(false, now);
                 return 0;
             }
             self.act(now);
@@ -206,12 +209,18 @@ impl Guard {
             // SAFETY: `status` is valid for writes, no rusage is asked for.
             let pid = unsafe { libc::wait4(-1, &mut status, libc::WNOHANG, std::ptr::null_mut()) };
             match pid {
-                0 => return false,
+                0 => {
+                    if self.lead_gone && !self.counted {
+                        self.counted = true;
+                        self.end.leftovers = sys::descendants(self.me).len() as u32;
+                    }
+                    return false;
+                }
+                // Nothing is left, which is the usual end: no need to look through /proc.
                 -1 => return true,
                 pid if pid == self.lead => {
                     self.lead_gone = true;
                     self.end.status = Some(status);
-                    self.end.leftovers = sys::descendants(self.me).len() as u32;
                 }
                 _ => {}
             }

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
+mod boards;
+
+use boards::{Node, expand, fixture, nodes, put};
 use dunlin_agent::telemetry::{Reader, Sysroot};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -24,76 +27,6 @@ const BOARDS: [&str; 9] = [
 const BY_NAME: [&str; 5] = ["temps_mc", "temps_dropped", "rail_limit_ma", "throttle_alerts", "storage"];
 /// Prose: what counts is its head, up to the first of `(`, `:`, `=` and `,`.
 const PROSE: [&str; 2] = ["temps_dropped", "gpu.source"];
-
-/// A node of a tree.
-#[derive(Clone, PartialEq)]
-enum Node {
-    File(Vec<u8>),
-    Link(String),
-    ReadFails,
-}
-
-fn fixture(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/telemetry").join(name);
-    std::fs::read_to_string(path).unwrap()
-}
-
-fn unescape(text: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        let c = match c {
-            '\\' => match chars.next().unwrap() {
-                'n' => '\n',
-                't' => '\t',
-                '0' => '\0',
-                '\\' => '\\',
-                other => panic!("escape {other}"),
-            },
-            c => c,
-        };
-        bytes.extend(c.to_string().bytes());
-    }
-    bytes
-}
-
-/// The nodes of a board, with those of `step2/` apart.
-fn nodes(board: &str) -> (BTreeMap<String, Node>, BTreeMap<String, Node>) {
-    let mut first = BTreeMap::new();
-    let mut second = BTreeMap::new();
-    for line in fixture(&format!("{board}.tree")).lines() {
-        let (kind, rest) = line.split_once(' ').unwrap();
-        let (path, node) = match kind {
-            "F" => rest.split_once('\t').map(|(path, text)| (path, Node::File(unescape(text)))).unwrap(),
-            "L" => rest.split_once('\t').map(|(path, to)| (path, Node::Link(to.into()))).unwrap(),
-            "E" => (rest, Node::ReadFails),
-            other => panic!("node {other}"),
-        };
-        match path.strip_prefix("step2/") {
-            Some(path) => second.insert(path.to_owned(), node),
-            None => first.insert(path.to_owned(), node),
-        };
-    }
-    if board == "orin-nano-t234-jp61" {
-        let own = Node::File(b"0::/system.slice/agent.service\n".to_vec());
-        first.insert("proc/self/cgroup".into(), own);
-    }
-    (first, second)
-}
-
-fn put(root: &Path, path: &str, node: &Node) {
-    let path = root.join(path);
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    match node {
-        Node::File(bytes) => std::fs::write(path, bytes).unwrap(),
-        Node::Link(to) => std::os::unix::fs::symlink(to, path).unwrap(),
-        Node::ReadFails => std::fs::create_dir(path).unwrap(),
-    }
-}
-
-fn expand(root: &Path, nodes: &BTreeMap<String, Node>) {
-    nodes.iter().for_each(|(path, node)| put(root, path, node));
-}
 
 fn expected(board: &str) -> Map<String, Value> {
     serde_json::from_str(&fixture(&format!("{board}.expected.json"))).unwrap()
@@ -204,6 +137,39 @@ fn the_listing_names_sources_and_reasons() {
     }
     let none = agent(&dir.path().join("none"), &[]);
     assert_eq!(none.status.code(), Some(64));
+}
+
+/// Every leaf of a report by its place; lists are leaves.
+fn leaves(place: &str, value: &Value, found: &mut Vec<(String, bool)>) {
+    match value {
+        Value::Object(map) if !map.is_empty() => map.iter().for_each(|(name, value)| {
+            let dot = if place.is_empty() { "" } else { "." };
+            leaves(&format!("{place}{dot}{name}"), value, found);
+        }),
+        value => found.push((place.to_owned(), [Value::Null, json!({}), json!([])].contains(value))),
+    }
+}
+
+#[test]
+fn every_field_has_a_source_and_every_absent_one_a_reason() {
+    for board in BOARDS {
+        let dir = tempfile::tempdir().unwrap();
+        expand(dir.path(), &nodes(board).0);
+        let mounts = vec!["/".into(), "/data".into()];
+        let (report, sources) = Reader::new(Sysroot::new(dir.path()), mounts).read_with_sources();
+        let mut found = Vec::new();
+        leaves("", &json!(report), &mut found);
+        for (place, is_absent) in found {
+            let nearest =
+                sources.iter().filter(|(name, _)| place == **name || place.starts_with(&format!("{name}.")));
+            // Names of rails and sensors are no leaves where the field is a list.
+            let inside = sources.iter().find(|(name, _)| name.starts_with(&format!("{place}.")));
+            let source = nearest.max_by_key(|(name, _)| name.len()).or(inside);
+            let Some((_, source)) = source else { panic!("{board}: {place} has no source") };
+            assert!(!source.file.is_empty(), "{board}: {place}");
+            assert!(!is_absent || source.absent.is_some(), "{board}: {place} is absent and nothing says why");
+        }
+    }
 }
 
 /// A generator that needs no dependency (xorshift64).

@@ -60,7 +60,7 @@ fn show(out: &mut impl Write, report: &Value, sources: &Sources, watch: bool) ->
             // A part of the field is absent; the rest is shown.
             (Some(value), Some(why)) => writeln!(out, "{field:<32} {value:<28} {file} ({why})")?,
             (None, Some(why)) => writeln!(out, "{field:<32} {:<28} {file} ({why})", "-")?,
-            (None, None) => writeln!(out, "{field:<32} {:<28} {file} (not reported by this board)", "-")?,
+            (None, None) => writeln!(out, "{field:<32} {:<28} {file} (its files are absent)", "-")?,
         }
     }
     if watch { writeln!(out) } else { Ok(()) }

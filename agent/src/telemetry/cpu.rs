@@ -50,7 +50,9 @@ pub fn read(scan: &Scan, stat: Option<&Stat>) -> Cpu {
         };
         Policy(n, clock("cur"), clock("min"), clock("max"))
     });
-    Cpu { n: stat.map(|stat| stat.cores.len() as u32), policies: policies.collect() }
+    let policies: Vec<_> = policies.collect();
+    scan.note_empty("cpu.policies", policies.is_empty(), CPUFREQ, "the kernel does not change clocks");
+    Cpu { n: stat.map(|stat| stat.cores.len() as u32), policies }
 }
 
 /// Reads /proc/stat.

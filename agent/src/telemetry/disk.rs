@@ -54,11 +54,14 @@ pub fn read(scan: &Scan, counters: Option<&BTreeMap<String, Counters>>) -> BTree
     names.sort_unstable();
     names.dedup();
     names.truncate(DISKS_MAX);
+    scan.note_empty("storage", names.is_empty(), "sys/block", "no whole disk");
     names.into_iter().map(|name| (name.clone(), storage(scan, &name))).collect()
 }
 
 fn storage(scan: &Scan, name: &str) -> Storage {
     let kind = |kind: &str| {
+        let why = Absent::Says("only eMMC says");
+        scan.note(format_args!("storage.{name}"), "the disk's name", Some(&why));
         scan.note(format_args!("storage.{name}.type"), "the disk's name", None);
         Storage { kind: Some(kind.to_owned()), ..Storage::default() }
     };

@@ -32,6 +32,7 @@ pub fn read(scan: &Scan, hwmons: &Hwmons) -> Option<Fan> {
         let value = scan.value("fan.pwm", &format!("{}/pwm1", fan.dir), pwm).ok();
         let tach = hwmons.named("pwm_tach").next();
         let path = tach.map_or(format!("{}/fan1_input", fan.dir), |tach| format!("{}/rpm", tach.dir));
+        scan.note("fan", &fan.dir, None);
         let source = if tach.is_some() { "pwmfan+pwm_tach" } else { "pwmfan" };
         return Some(Fan { source, pwm: value, pwm_max, rpm: scan.value("fan.rpm", &path, rpm).ok() });
     }
@@ -44,6 +45,7 @@ pub fn read(scan: &Scan, hwmons: &Hwmons) -> Option<Fan> {
         scan.note("fan", L4T_32, Some(&Absent::Missing));
         return None;
     }
+    scan.note("fan", L4T_32, None);
     Some(Fan { source: "pwm-fan", pwm: value.ok(), pwm_max, rpm: turns.ok() })
 }
 

@@ -77,7 +77,7 @@ pub fn read(scan: &Scan, board: &Board, temp_mc: Option<i32>) -> Option<Gpu> {
     };
     let state = state.map(|dir| format!("{dir}/power/runtime_status"));
     let state = state.and_then(|path| scan.value("gpu.state", &path, parse::name).ok());
-    scan.note("gpu.node", CLASS, None);
+    scan.note("gpu", CLASS, None);
     let why = temp_mc.is_none().then_some(Absent::Says("not among the temperatures"));
     scan.note("gpu.temp_mc", "temps_mc.gpu", why.as_ref());
     Some(Gpu {

@@ -4,7 +4,8 @@
 use super::parse;
 use super::scan::Scan;
 
-const CLASS: &str = "sys/class/hwmon";
+/// Where they are.
+pub const CLASS: &str = "sys/class/hwmon";
 /// Devices that are looked at.
 const DEVICES_MAX: usize = 64;
 

@@ -73,6 +73,8 @@ pub fn read_zram(scan: &Scan) -> Option<Zram> {
         sum.orig_bytes = sum.orig_bytes.checked_add(orig)?;
         sum.used_bytes = sum.used_bytes.checked_add(used)?;
     }
+    scan.note("zram", "sys/block/zram*/mm_stat", None);
+    scan.note_empty("zram", sum.disks == 0, "sys/block", "no zram disk with a size");
     (sum.disks > 0).then_some(sum)
 }
 

@@ -2,7 +2,7 @@
 //! ina3221x of NVIDIA's 4.9 kernel); later ones under hwmon: Documentation/hwmon/ina3221.rst, and
 //! Documentation/hwmon/ina238.rst on Thor, whose `power1_input` is in uW.
 
-use super::hwmon::{Hwmon, Hwmons};
+use super::hwmon::{self, Hwmon, Hwmons};
 use super::parse;
 use super::scan::Scan;
 use super::sysroot::Absent;
@@ -112,6 +112,8 @@ pub fn read(scan: &Scan, hwmons: &Hwmons) -> Power {
             _ => {}
         }
     }
+    scan.note_empty("rails", found.rails.is_empty(), hwmon::CLASS, "no ina3221 or ina238, nor one under IIO");
+    scan.note_empty("rail_limit_ma", found.limits.is_empty(), hwmon::CLASS, "no rail with a limit");
     let why =
         found.total().is_none().then_some(Absent::Says("no rail at the input, and not all rails known"));
     scan.note("power_total", "the rail at the input, else the sum of rails", why.as_ref());
@@ -134,6 +136,7 @@ fn read_iio(scan: &Scan, dir: &str, found: &mut Power) {
         let mw = read("power");
         note(scan, &label, &[&mv, &ma, &mw]);
         let limit = |what: &str| scan.look(&format!("{dir}/{what}_current_limit_{n}"), iio_limit).ok();
+        scan.note(format_args!("rail_limit_ma.{label}"), dir, None);
         let limit = Limit { warn: limit("warn"), crit: limit("crit"), ..Limit::default() };
         found.add(Rail { label, mv: mv.0.ok(), ma: ma.0.ok(), mw: mw.0.ok() }, limit);
     }
@@ -159,6 +162,7 @@ fn read_ina3221(scan: &Scan, device: &Hwmon, found: &mut Power) {
         let (mv, ma) = (mv.0.ok(), ma.0.ok());
         let mw = mv.zip(ma).and_then(|(mv, ma)| milliwatts(mv, ma));
         let limit = |what: &str| scan.look(&format!("{dir}/curr{n}_{what}"), figure).ok();
+        scan.note(format_args!("rail_limit_ma.{label}"), dir, None);
         let alarm = |what: &str| scan.look(&format!("{dir}/curr{n}_{what}_alarm"), parse::flag).ok();
         let limit = Limit {
             max: limit("max"),
@@ -189,8 +193,10 @@ struct Reading(Result<i32, Absent>, String);
 
 fn note(scan: &Scan, label: &str, readings: &[&Reading]) {
     let bad = readings.iter().find(|r| r.0.is_err());
-    let path = bad.or(readings.last()).map_or("", |r| &r.1);
-    scan.note(format_args!("rails.{label}"), path, bad.and_then(|r| r.0.as_ref().err()));
+    let names: Vec<&str> = readings.iter().filter_map(|r| r.1.rsplit('/').next()).collect();
+    let dir = readings.first().and_then(|r| r.1.rsplit_once('/')).map_or("", |(dir, _)| dir);
+    let file = bad.map_or_else(|| format!("{dir}/{}", names.join(" ")), |r| r.1.clone());
+    scan.note(format_args!("rails.{label}"), &file, bad.and_then(|r| r.0.as_ref().err()));
 }
 
 /// The rail's name; none for an input that is not connected.

@@ -95,7 +95,7 @@ impl Reader {
         let (mut report, now) = read(&scan, &mut self.mounts);
         report.window = self.before.as_ref().and_then(|before| now.since(before));
         let why = report.window.is_none().then_some(Absent::Says("it takes two readings of one boot"));
-        scan.note("window", "counters of this reading and the one before", why.as_ref());
+        scan.note("window", "counters of this reading less the one before", why.as_ref());
         self.before = Some(now);
         (report, scan.into_sources())
     }
@@ -110,6 +110,7 @@ fn read(scan: &Scan, mounts: &mut Mounts) -> (Report, Counters) {
     let gpu = gpu::read(scan, &board, known.get("gpu").copied());
     let power = power::read(scan, &hwmons);
     let throttles = throttle::read(scan);
+    scan.note_empty("rpi", !board.raspberry_pi, "family", "no Raspberry Pi");
     let firmware = if board.raspberry_pi { rpi::read(scan) } else { None };
     let (psi, psi_total_us) = pressure::read(scan).unzip();
     let disks = disk::read_counters(scan);

@@ -1,7 +1,7 @@
 //! Raspberry Pi: what its firmware holds back. Formats: `get_throttled` of the Raspberry Pi documentation (vcgencmd),
 //! drivers/hwmon/raspberrypi-hwmon.c (`rpi_volt`, `in0_lcrit_alarm`: under-voltage within the last poll of 2 s).
 
-use super::hwmon::Hwmons;
+use super::hwmon::{self, Hwmons};
 use super::parse;
 use super::scan::Scan;
 use super::sysroot::Absent;
@@ -49,7 +49,12 @@ pub fn undervoltage(scan: &Scan, hwmons: &Hwmons, firmware: Option<&Firmware>) -
     let alarm = hwmons.named("rpi_volt").next().and_then(|device| {
         scan.value("undervoltage", &format!("{}/in0_lcrit_alarm", device.dir), parse::flag).ok()
     });
-    alarm.or(firmware.map(|f| f.undervoltage_now))
+    let found = alarm.or(firmware.map(|f| f.undervoltage_now));
+    scan.note_empty("undervoltage", found.is_none(), hwmon::CLASS, "no rpi_volt with an alarm");
+    if alarm.is_none() && found.is_some() {
+        scan.note("undervoltage", "rpi.undervoltage_now", None);
+    }
+    found
 }
 
 /// The bits by name.

@@ -79,6 +79,13 @@ impl<'a> Scan<'a> {
         self.root.read(path, VALUE_MAX).and_then(|text| parse(&text))
     }
 
+    /// Keeps why a field with many parts has none: `file` is where they would be.
+    pub fn note_empty(&self, field: &str, is_empty: bool, file: &str, why: &'static str) {
+        if is_empty {
+            self.note(field, file, Some(&Absent::Says(why)));
+        }
+    }
+
     /// Keeps where `field` came from, or why it did not.
     pub fn note(&self, field: impl Display, file: &str, absent: Option<&Absent>) {
         if let Some(sources) = &self.sources {

@@ -29,7 +29,7 @@ pub struct Temperatures {
 }
 
 impl Temperatures {
-    fn add(&mut self, name: String, value: Result<i32, String>) {
+    fn add(&mut self, scan: &Scan, name: String, file: &str, value: Result<i32, String>) {
         if self.known.len() + self.dropped.len() >= SENSORS_MAX {
             return;
         }
@@ -43,8 +43,14 @@ impl Temperatures {
             free = format!("{name}_{n}");
         }
         match value {
-            Ok(mc) => drop(self.known.insert(free, mc)),
-            Err(why) => drop(self.dropped.insert(free, why)),
+            Ok(mc) => {
+                scan.note(format_args!("temps_mc.{free}"), file, None);
+                self.known.insert(free, mc);
+            }
+            Err(why) => {
+                scan.note(format_args!("temps_dropped.{free}"), file, None);
+                self.dropped.insert(free, why);
+            }
         }
     }
 }
@@ -59,21 +65,24 @@ pub fn read(scan: &Scan, hwmons: &Hwmons) -> Temperatures {
             scan.note(format_args!("temps_mc.zone{n}"), &format!("{dir}/type"), Some(&Absent::Malformed));
             continue;
         };
-        let name = sensor(&kind);
-        let field = format!("temps_mc.{name}");
-        let value = scan.value(&field, &format!("{dir}/temp"), millidegrees);
-        found.add(name, judge(&kind, value));
+        let file = format!("{dir}/temp");
+        let value = judge(&kind, scan.look(&file, millidegrees));
+        found.add(scan, sensor(&kind), &file, value);
         zones.push(kind.replace('-', "_"));
     }
     for device in &hwmons.devices {
         if zones.contains(&device.name) {
             // The kernel makes a hwmon device of each zone (drivers/thermal/thermal_hwmon.c).
-            found.add(format!("hwmon:{}", device.name), Err("duplicate of the zone".into()));
+            let why = "duplicate of the zone".to_owned();
+            found.add(scan, format!("hwmon:{}", device.name), &device.dir, Err(why));
         } else if !POWER_MONITORS.contains(&device.name.as_str()) {
             read_device(scan, &device.dir, &device.name, &mut found);
         }
     }
-    scan.note("hottest_mc", "the warmest of temps_mc", None);
+    scan.note_empty("temps_mc", found.known.is_empty(), CLASS, "no sensor with a temperature");
+    scan.note_empty("temps_dropped", found.dropped.is_empty(), CLASS, "nothing was dropped");
+    let why = found.known.is_empty().then_some(Absent::Says("no sensor with a temperature"));
+    scan.note("hottest_mc", "the warmest of temps_mc", why.as_ref());
     found
 }
 
@@ -86,8 +95,9 @@ fn read_device(scan: &Scan, dir: &str, device: &str, found: &mut Temperatures) {
         }
         let label = scan.look(&format!("{dir}/temp{n}_label"), parse::name).map(|l| sensor(&l));
         let name = label.map_or_else(|_| device.to_owned(), |label| format!("{device}_{label}"));
-        let value = scan.value(format_args!("temps_mc.{name}"), &format!("{dir}/{input}"), millidegrees);
-        found.add(name, value.map_err(|why| why.to_string()));
+        let file = format!("{dir}/{input}");
+        let value = scan.look(&file, millidegrees).map_err(|why| why.to_string());
+        found.add(scan, name, &file, value);
     }
 }
 
@@ -126,6 +136,7 @@ fn judge(kind: &str, value: Result<i32, Absent>) -> Result<i32, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sysroot::Sysroot;
     use super::*;
 
     #[test]
@@ -163,9 +174,10 @@ mod tests {
 
     #[test]
     fn sensors_of_the_same_name_are_counted() {
-        let mut found = Temperatures::default();
+        let root = Sysroot::default();
+        let (scan, mut found) = (Scan::new(&root, false), Temperatures::default());
         for n in 0..3 {
-            found.add("nvme_composite".into(), if n == 1 { Err("x".into()) } else { Ok(n) });
+            found.add(&scan, "nvme_composite".into(), "", if n == 1 { Err("x".into()) } else { Ok(n) });
         }
         assert_eq!(
             found.known.into_iter().collect::<Vec<_>>(),

@@ -2,7 +2,7 @@
 //! soctherm driver (`ocN_event_cnt`: 1 under-voltage, 2 average over-current, 3 instantaneous over-current, which
 //! climbs without harm in mode MAXN_SUPER).
 
-use super::hwmon::Hwmons;
+use super::hwmon::{self, Hwmons};
 use super::parse;
 use super::scan::Scan;
 use serde::Serialize;
@@ -43,7 +43,9 @@ pub struct Throttles {
 
 /// Reads the counters of soctherm; nothing where there is none.
 pub fn read_oc(scan: &Scan, hwmons: &Hwmons) -> Option<OcEvents> {
-    let device = hwmons.named("soctherm_oc").next()?;
+    let device = hwmons.named("soctherm_oc").next();
+    scan.note_empty("oc_events", device.is_none(), hwmon::CLASS, "no device soctherm_oc");
+    let device = device?;
     let count = |n: u32| {
         let path = format!("{}/oc{n}_event_cnt", device.dir);
         scan.value(format_args!("oc_events.oc{n}"), &path, parse::count).ok()
@@ -71,6 +73,8 @@ pub fn read(scan: &Scan) -> Throttles {
             found.cooling.insert(kind, Cooling { cur, max });
         }
     }
+    scan.note_empty("throttle_alerts", found.alerts.is_empty(), CLASS, "no cooling device *-alert");
+    scan.note_empty("cooling", found.cooling.is_empty(), CLASS, "no cooling device devfreq-* or cpufreq-*");
     found
 }
 

@@ -43,6 +43,7 @@ pub struct Report {
     pub psi_total_us: Option<Totals>,
     pub gpu: Option<Gpu>,
     pub temps_mc: BTreeMap<String, i32>,
+    pub trips_mc: BTreeMap<String, i32>,
     pub temps_dropped: BTreeMap<String, String>,
     pub hottest_mc: Option<i32>,
     pub rails: Vec<Rail>,
@@ -106,7 +107,7 @@ fn read(scan: &Scan, mounts: &mut Mounts) -> (Report, Counters) {
     let hwmons = hwmon::read(scan);
     let stat = cpu::read_stat(scan);
     let cpu = cpu::read(scan, stat.as_ref());
-    let Temperatures { known, dropped } = thermal::read(scan, &hwmons);
+    let Temperatures { known, trips, dropped } = thermal::read(scan, &hwmons);
     let gpu = gpu::read(scan, &board, known.get("gpu").copied());
     let power = power::read(scan, &hwmons);
     let throttles = throttle::read(scan);
@@ -141,6 +142,7 @@ fn read(scan: &Scan, mounts: &mut Mounts) -> (Report, Counters) {
         agent_cgroup: cgroup::read(scan),
         window: None,
         temps_mc: known,
+        trips_mc: trips,
         temps_dropped: dropped,
         rails: power.rails,
         rail_limit_ma: power.limits,

@@ -16,6 +16,8 @@ const RANGE_MC: (i64, i64) = (-80_000, 220_000);
 const SENSORS_MAX: usize = 64;
 /// Sensors of one hwmon device that are looked for.
 const INPUTS_MAX: u32 = 32;
+/// Trip points of one zone that are looked at.
+const TRIPS_MAX: u32 = 16;
 /// Chips that measure power; their own temperature is nobody's question.
 const POWER_MONITORS: [&str; 2] = ["ina3221", "ina238"];
 
@@ -24,6 +26,8 @@ const POWER_MONITORS: [&str; 2] = ["ina3221", "ina238"];
 pub struct Temperatures {
     /// What is known.
     pub known: BTreeMap<String, i32>,
+    /// Where the kernel slows down hard or switches off: the lowest trip point of kind `hot` or `critical`.
+    pub trips: BTreeMap<String, i32>,
     /// What is there and no temperature now, and why.
     pub dropped: BTreeMap<String, String>,
 }
@@ -68,6 +72,10 @@ pub fn read(scan: &Scan, hwmons: &Hwmons) -> Temperatures {
         let file = format!("{dir}/temp");
         let value = judge(&kind, scan.look(&file, millidegrees));
         found.add(scan, sensor(&kind), &file, value);
+        if let Some(mc) = trip(scan, &dir) {
+            scan.note(format_args!("trips_mc.{}", sensor(&kind)), &format!("{dir}/trip_point_*_temp"), None);
+            found.trips.insert(sensor(&kind), mc);
+        }
         zones.push(kind.replace('-', "_"));
     }
     for device in &hwmons.devices {
@@ -80,10 +88,29 @@ pub fn read(scan: &Scan, hwmons: &Hwmons) -> Temperatures {
         }
     }
     scan.note_empty("temps_mc", found.known.is_empty(), CLASS, "no sensor with a temperature");
+    scan.note_empty("trips_mc", found.trips.is_empty(), CLASS, "no trip point hot or critical");
     scan.note_empty("temps_dropped", found.dropped.is_empty(), CLASS, "nothing was dropped");
     let why = found.known.is_empty().then_some(Absent::Says("no sensor with a temperature"));
     scan.note("hottest_mc", "the warmest of temps_mc", why.as_ref());
     found
+}
+
+/// A trip point that cannot be read may be the lowest: then none is given.
+fn trip(scan: &Scan, dir: &str) -> Option<i32> {
+    let mut lowest = None;
+    for n in 0..TRIPS_MAX {
+        let file = |what: &str| format!("{dir}/trip_point_{n}_{what}");
+        match scan.look(&file("type"), parse::name) {
+            Ok(kind) if kind == "hot" || kind == "critical" => {
+                let mc = scan.look(&file("temp"), millidegrees).ok()?;
+                lowest = Some(lowest.map_or(mc, |low: i32| low.min(mc)));
+            }
+            Ok(_) => {}
+            Err(Absent::Missing) => break,
+            Err(_) => return None,
+        }
+    }
+    lowest
 }
 
 fn read_device(scan: &Scan, dir: &str, device: &str, found: &mut Temperatures) {
@@ -170,6 +197,22 @@ mod tests {
         ] {
             assert_eq!(judge(kind, millidegrees(text)), want.map_err(str::to_owned), "{kind} {text:?}");
         }
+    }
+
+    #[test]
+    fn the_lowest_trip_that_matters() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Sysroot::new(dir.path());
+        let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let lowest = || trip(&Scan::new(&root, false), ".");
+        assert_eq!(lowest(), None);
+        for (n, kind, mc) in [(0, "passive", "50000"), (1, "critical", "105000"), (2, "hot", "99000")] {
+            put(&format!("trip_point_{n}_type"), kind);
+            put(&format!("trip_point_{n}_temp"), mc);
+        }
+        assert_eq!(lowest(), Some(99000));
+        put("trip_point_1_temp", "");
+        assert_eq!(lowest(), None, "the one that cannot be read may be the lowest");
     }
 
     #[test]

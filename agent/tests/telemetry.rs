@@ -161,7 +161,7 @@ fn every_field_has_a_source_and_every_absent_one_a_reason() {
         leaves("", &json!(report), &mut found);
         for (place, is_absent) in found {
             let nearest =
-                sources.iter().filter(|(name, _)| place == **name || place.starts_with(&format!("{name}.")));
+                sources.iter().filter(|(name, _)| place == *name || place.starts_with(&format!("{name}.")));
             // Names of rails and sensors are no leaves where the field is a list.
             let inside = sources.iter().find(|(name, _)| name.starts_with(&format!("{place}.")));
             let source = nearest.max_by_key(|(name, _)| name.len()).or(inside);

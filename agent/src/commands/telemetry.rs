@@ -128,7 +128,9 @@ mod tests {
             ]
         );
         let entry = |file: &str| Source { file: file.into(), absent: None };
-        let sources = Sources::from([("a".into(), entry("/a")), ("a.c".into(), entry("/c"))]);
+        let mut sources = Sources::default();
+        sources.insert("a".into(), entry("/a"));
+        sources.insert("a.c".into(), entry("/c"));
         assert_eq!(source(&sources, "a.c").unwrap().file, "/c");
         assert_eq!(source(&sources, "a.b").unwrap().file, "/a");
         assert_eq!(source(&sources, "rails.VIN"), None);

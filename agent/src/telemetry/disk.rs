@@ -2,11 +2,11 @@
 //! Formats: Documentation/admin-guide/iostats.rst (/proc/diskstats has 11, 15 or 17 counters), Documentation/mmc/
 //! mmc-dev-attrs.rst (`type`, `life_time`, `pre_eol_info`; JEDEC JESD84-B51, registers 267 to 269).
 
+use super::named::Named;
 use super::parse;
 use super::scan::Scan;
 use super::sysroot::Absent;
 use serde::Serialize;
-use std::collections::BTreeMap;
 
 /// /proc/diskstats counts in these, whatever the disk's own sectors are.
 const SECTOR_BYTES: u64 = 512;
@@ -42,20 +42,22 @@ pub struct Counters {
 }
 
 /// Reads the counters of whole disks; none when /proc/diskstats is not there or not in order.
-pub fn read_counters(scan: &Scan) -> Option<BTreeMap<String, Counters>> {
+pub fn read_counters(scan: &Scan) -> Option<Named<Counters>> {
     scan.table("disks", "proc/diskstats", diskstats).ok()
 }
 
 /// Reads what the disks are.
-pub fn read(scan: &Scan, counters: Option<&BTreeMap<String, Counters>>) -> BTreeMap<String, Storage> {
+pub fn read(scan: &Scan, counters: Option<&Named<Counters>>) -> Named<Storage> {
     let mut names = scan.root().list("sys/block");
-    names.extend(counters.into_iter().flatten().map(|(name, _)| name.clone()));
+    names.extend(counters.into_iter().flat_map(Named::iter).map(|(name, _)| name.to_owned()));
     names.retain(|name| is_whole(name));
     names.sort_unstable();
     names.dedup();
     names.truncate(DISKS_MAX);
     scan.note_empty("storage", names.is_empty(), "sys/block", "no whole disk");
-    names.into_iter().map(|name| (name.clone(), storage(scan, &name))).collect()
+    let mut found = Named::default();
+    names.into_iter().for_each(|name| found.insert(name.clone(), storage(scan, &name)));
+    found
 }
 
 fn storage(scan: &Scan, name: &str) -> Storage {
@@ -99,8 +101,8 @@ pub fn is_whole(name: &str) -> bool {
 ///
 /// # Errors
 /// When the line of a whole disk is not in order.
-pub fn diskstats(text: &str) -> Result<BTreeMap<String, Counters>, Absent> {
-    let mut found = BTreeMap::new();
+pub fn diskstats(text: &str) -> Result<Named<Counters>, Absent> {
+    let mut found = Named::default();
     for line in text.lines() {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let [_, _, name, ref counters @ ..] = fields[..] else { return Err(Absent::Malformed) };
@@ -124,20 +126,23 @@ pub fn diskstats(text: &str) -> Result<BTreeMap<String, Counters>, Absent> {
 }
 
 /// What all disks together did between two readings; none when one came, went or was reset.
-pub fn since(before: &BTreeMap<String, Counters>, after: &BTreeMap<String, Counters>) -> Option<Counters> {
-    if !before.keys().eq(after.keys()) {
+pub fn since(before: &Named<Counters>, after: &Named<Counters>) -> Option<Counters> {
+    if !before.iter().map(|(name, _)| name).eq(after.iter().map(|(name, _)| name)) {
         return None;
     }
-    before.values().zip(after.values()).try_fold(Counters::default(), |sum, (before, after)| {
-        let add = |sum: u64, before: u64, after: u64| sum.checked_add(after.checked_sub(before)?);
-        Some(Counters {
-            read_bytes: add(sum.read_bytes, before.read_bytes, after.read_bytes)?,
-            write_bytes: add(sum.write_bytes, before.write_bytes, after.write_bytes)?,
-            reads: add(sum.reads, before.reads, after.reads)?,
-            writes: add(sum.writes, before.writes, after.writes)?,
-            io_ms: add(sum.io_ms, before.io_ms, after.io_ms)?,
-        })
-    })
+    before.iter().zip(after.iter()).map(|((_, before), (_, after))| (before, after)).try_fold(
+        Counters::default(),
+        |sum, (before, after)| {
+            let add = |sum: u64, before: u64, after: u64| sum.checked_add(after.checked_sub(before)?);
+            Some(Counters {
+                read_bytes: add(sum.read_bytes, before.read_bytes, after.read_bytes)?,
+                write_bytes: add(sum.write_bytes, before.write_bytes, after.write_bytes)?,
+                reads: add(sum.reads, before.reads, after.reads)?,
+                writes: add(sum.writes, before.writes, after.writes)?,
+                io_ms: add(sum.io_ms, before.io_ms, after.io_ms)?,
+            })
+        },
+    )
 }
 
 /// `0x02 0x02`: n means (n-1)*10 to n*10 % of the life used, 0 that the card does not say.
@@ -210,7 +215,7 @@ mod tests {
         };
         for more in ["", " 0 0 0 0", " 0 0 0 0 7 8"] {
             let text = format!(" {eleven}{more}\n 179 1 mmcblk0p1 1 2 3\n");
-            assert_eq!(diskstats(&text).unwrap()["mmcblk0"], want);
+            assert_eq!(diskstats(&text).unwrap().get("mmcblk0"), Some(&want));
         }
         for text in [
             "",

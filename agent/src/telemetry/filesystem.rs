@@ -1,10 +1,10 @@
 //! How full the configured mounts are, by statvfs(3). A dead network mount can hold the call for ever, so it is made
 //! on a thread of its own with a deadline; while it hangs, that mount is not asked again.
 
+use super::named::Named;
 use super::scan::Scan;
 use super::sysroot::Absent;
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -31,32 +31,32 @@ type Answer = Result<Usage, Absent>;
 #[derive(Debug, Default)]
 pub struct Mounts {
     paths: Vec<PathBuf>,
-    hanging: BTreeMap<PathBuf, Receiver<Answer>>,
+    hanging: Named<Receiver<Answer>>,
 }
 
 impl Mounts {
     /// These.
     pub fn new(paths: Vec<PathBuf>) -> Self {
-        Self { paths, hanging: BTreeMap::new() }
+        Self { paths, hanging: Named::default() }
     }
 
     /// Asks each. Under a sysroot there is nobody to ask: the answer would be that of another machine.
-    pub fn read(&mut self, scan: &Scan) -> BTreeMap<String, Option<Usage>> {
-        let mut found = BTreeMap::new();
+    pub fn read(&mut self, scan: &Scan) -> Named<Option<Usage>> {
+        let mut found = Named::default();
         for path in self.paths.clone() {
+            let name = path.display().to_string();
             let answer = match scan.root().is_live() {
-                true => self.ask(&path),
+                true => self.ask(&name, &path),
                 false => Err(Absent::Says("not asked under a sysroot")),
             };
-            let name = path.display().to_string();
             scan.note(format_args!("filesystems.{name}"), "statvfs", answer.as_ref().err());
             found.insert(name, answer.ok());
         }
         found
     }
 
-    fn ask(&mut self, path: &Path) -> Answer {
-        let waiting = match self.hanging.remove(path) {
+    fn ask(&mut self, name: &str, path: &Path) -> Answer {
+        let waiting = match self.hanging.remove(name) {
             Some(waiting) => waiting,
             None => {
                 let (answer, waiting) = sync_channel(1);
@@ -72,7 +72,7 @@ impl Mounts {
             Ok(answer) => answer,
             Err(RecvTimeoutError::Disconnected) => Err(Absent::Failed(libc::EIO)),
             Err(RecvTimeoutError::Timeout) => {
-                self.hanging.insert(path.to_owned(), waiting);
+                self.hanging.insert(name.to_owned(), waiting);
                 Err(Absent::Says("no answer within 500 ms"))
             }
         }
@@ -112,12 +112,15 @@ mod tests {
         let paths: Vec<PathBuf> = vec!["/".into(), "/proc".into(), "/no such mount".into()];
         let found = Mounts::new(paths.clone()).read(&Scan::new(&Sysroot::default(), false));
         assert!(
-            found["/"].is_some_and(|usage| usage.total_kib > 0 && usage.available_kib <= usage.total_kib)
+            found
+                .get("/")
+                .unwrap()
+                .is_some_and(|usage| usage.total_kib > 0 && usage.available_kib <= usage.total_kib)
         );
-        assert_eq!(found["/proc"], None);
-        assert_eq!(found["/no such mount"], None);
+        assert_eq!(found.get("/proc").unwrap().as_ref(), None);
+        assert_eq!(found.get("/no such mount").unwrap().as_ref(), None);
         let found = Mounts::new(paths).read(&Scan::new(&Sysroot::new("/tmp"), false));
-        assert_eq!(found["/"], None);
+        assert_eq!(found.get("/").unwrap().as_ref(), None);
     }
 
     #[test]
@@ -125,10 +128,10 @@ mod tests {
         let mut mounts = Mounts::default();
         let (answer, waiting) = sync_channel(1);
         mounts.hanging.insert("/".into(), waiting);
-        assert_eq!(mounts.ask(Path::new("/")), Err(Absent::Says("no answer within 500 ms")));
+        assert_eq!(mounts.ask("/", Path::new("/")), Err(Absent::Says("no answer within 500 ms")));
         let usage = usage(4096, 10, 5).unwrap();
         answer.send(Ok(usage)).unwrap();
-        assert_eq!(mounts.ask(Path::new("/")), Ok(Usage { total_kib: 40, available_kib: 20 }));
+        assert_eq!(mounts.ask("/", Path::new("/")), Ok(Usage { total_kib: 40, available_kib: 20 }));
         assert!(mounts.hanging.is_empty());
     }
 }

@@ -14,6 +14,7 @@ mod host;
 mod hwmon;
 mod memory;
 mod mode;
+mod named;
 mod network;
 mod parse;
 mod power;
@@ -27,6 +28,7 @@ mod throttle;
 mod window;
 
 pub use host::Host;
+pub use named::Named;
 pub use report::{Reader, Report};
 pub use scan::{Source, Sources};
 pub use sysroot::{Absent, Sysroot};

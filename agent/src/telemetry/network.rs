@@ -1,10 +1,10 @@
 //! Counters of network interfaces. Formats: proc_pid_net(5) (`dev`), Documentation/ABI/testing/sysfs-class-net.
 
+use super::named::Named;
 use super::parse;
 use super::scan::Scan;
 use super::sysroot::Absent;
 use serde::Serialize;
-use std::collections::BTreeMap;
 
 /// Interfaces that are looked at; a host of containers has hundreds.
 const INTERFACES_MAX: usize = 32;
@@ -29,9 +29,9 @@ pub struct Interface {
 }
 
 /// Reads all but the loopback; nothing when the kernel does not list them.
-pub fn read(scan: &Scan) -> Option<BTreeMap<String, Interface>> {
+pub fn read(scan: &Scan) -> Option<Named<Interface>> {
     let mut found = scan.table("network", "proc/net/dev", dev).ok()?;
-    for (name, interface) in &mut found {
+    for (name, interface) in found.iter_mut() {
         let field = format_args!("network.{name}.state");
         interface.state = scan.value(field, &format!("sys/class/net/{name}/operstate"), parse::name).ok();
     }
@@ -42,8 +42,8 @@ pub fn read(scan: &Scan) -> Option<BTreeMap<String, Interface>> {
 ///
 /// # Errors
 /// When a line is not in order.
-pub fn dev(text: &str) -> Result<BTreeMap<String, Interface>, Absent> {
-    let mut found = BTreeMap::new();
+pub fn dev(text: &str) -> Result<Named<Interface>, Absent> {
+    let mut found = Named::default();
     if !text.starts_with("Inter-|") {
         return Err(Absent::Malformed);
     }
@@ -82,8 +82,8 @@ mod tests {
         let eth = "  eth0: 1234 2 3 4 5 6 7 8 5678 10 11 12 13 14 15 16\n";
         let found = dev(&format!("{head}{lo}{eth}")).unwrap();
         assert_eq!(found.len(), 1);
-        assert_eq!((found["eth0"].rx_bytes, found["eth0"].tx_bytes), (1234, 5678));
-        assert_eq!((found["eth0"].rx_dropped, found["eth0"].tx_dropped), (4, 12));
+        let eth0 = found.get("eth0").unwrap();
+        assert_eq!((eth0.rx_bytes, eth0.tx_bytes, eth0.rx_dropped, eth0.tx_dropped), (1234, 5678, 4, 12));
         assert!(dev(head).unwrap().is_empty());
         for text in ["", "eth0: 1", &format!("{head} eth0: 1 2 3"), &format!("{head} ../x: {}", &lo[10..])] {
             assert!(dev(text).is_err(), "{text:?}");

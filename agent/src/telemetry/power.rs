@@ -3,11 +3,11 @@
 //! Documentation/hwmon/ina238.rst on Thor, whose `power1_input` is in uW.
 
 use super::hwmon::{self, Hwmon, Hwmons};
+use super::named::Named;
 use super::parse;
 use super::scan::Scan;
 use super::sysroot::Absent;
 use serde::{Serialize, Serializer};
-use std::collections::BTreeMap;
 
 const IIO: &str = "sys/bus/iio/devices";
 /// Rails that are measured at the board's input, best first: they are the whole.
@@ -73,7 +73,7 @@ pub struct Power {
     /// In the order of the chips and of their channels.
     pub rails: Vec<Rail>,
     /// By rail, where a rail has any.
-    pub limits: BTreeMap<String, Limit>,
+    pub limits: Named<Limit>,
     /// Could all channels be told apart?
     complete: bool,
 }
@@ -282,7 +282,7 @@ mod tests {
                 .iter()
                 .map(|(label, mw)| Rail { label: (*label).into(), mv: None, ma: None, mw: *mw })
                 .collect(),
-            limits: BTreeMap::new(),
+            limits: Named::default(),
             complete,
         };
         for (rails, complete, want) in [

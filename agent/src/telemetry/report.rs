@@ -9,6 +9,7 @@ use super::filesystem::{Mounts, Usage};
 use super::gpu::{self, Gpu};
 use super::memory::{self, Memory, Zram};
 use super::mode::{self, PowerMode};
+use super::named::Named;
 use super::network::{self, Interface};
 use super::power::{self, Limit, Rail, Total};
 use super::pressure::{self, Pressure};
@@ -20,7 +21,6 @@ use super::throttle::{self, Cooling, OcEvents};
 use super::window::{Counters, Window};
 use super::{disk::Counters as DiskCounters, hwmon, pressure::Totals};
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// What a board reports. Absent figures are `null`; the names of the fields carry their units.
@@ -42,26 +42,26 @@ pub struct Report {
     pub psi: Option<Pressure>,
     pub psi_total_us: Option<Totals>,
     pub gpu: Option<Gpu>,
-    pub temps_mc: BTreeMap<String, i32>,
-    pub trips_mc: BTreeMap<String, i32>,
-    pub temps_dropped: BTreeMap<String, String>,
+    pub temps_mc: Named<i32>,
+    pub trips_mc: Named<i32>,
+    pub temps_dropped: Named<String>,
     pub hottest_mc: Option<i32>,
     pub rails: Vec<Rail>,
-    pub rail_limit_ma: BTreeMap<String, Limit>,
+    pub rail_limit_ma: Named<Limit>,
     pub power_total: Option<Total>,
     pub fan: Option<Fan>,
     pub power_mode: Option<PowerMode>,
     pub emc_khz: Option<u64>,
     pub emc_cap_khz: Option<u64>,
     pub oc_events: Option<OcEvents>,
-    pub throttle_alerts: BTreeMap<String, Option<u32>>,
-    pub cooling: BTreeMap<String, Cooling>,
+    pub throttle_alerts: Named<Option<u32>>,
+    pub cooling: Named<Cooling>,
     pub rpi: Option<Firmware>,
     pub undervoltage: Option<bool>,
-    pub storage: BTreeMap<String, Storage>,
-    pub disks: Option<BTreeMap<String, DiskCounters>>,
-    pub filesystems: BTreeMap<String, Option<Usage>>,
-    pub network: Option<BTreeMap<String, Interface>>,
+    pub storage: Named<Storage>,
+    pub disks: Option<Named<DiskCounters>>,
+    pub filesystems: Named<Option<Usage>>,
+    pub network: Option<Named<Interface>>,
     pub agent_cgroup: Option<Cgroup>,
     pub window: Option<Window>,
 }

@@ -1,9 +1,9 @@
 //! One walk over a tree: reads, parses, and keeps for each field the file it came from or why it is absent.
 
+use super::named::Named;
 use super::sysroot::{Absent, Sysroot, TABLE_MAX, VALUE_MAX};
 use serde::Serialize;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fmt::Display;
 
 /// Where a field came from.
@@ -17,7 +17,7 @@ pub struct Source {
 }
 
 /// By field, as it is called in the report: `gpu.util_permille`.
-pub type Sources = BTreeMap<String, Source>;
+pub type Sources = Named<Source>;
 
 /// Reads one tree once.
 pub struct Scan<'a> {

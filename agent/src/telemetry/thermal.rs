@@ -2,10 +2,10 @@
 //! Formats: Documentation/driver-api/thermal/sysfs-api.rst, Documentation/hwmon/sysfs-interface.rst.
 
 use super::hwmon::Hwmons;
+use super::named::Named;
 use super::parse;
 use super::scan::Scan;
 use super::sysroot::Absent;
-use std::collections::BTreeMap;
 
 const CLASS: &str = "sys/class/thermal";
 /// What L4T 34 and 35 give for a block that is powered off.
@@ -25,11 +25,11 @@ const POWER_MONITORS: [&str; 2] = ["ina3221", "ina238"];
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Temperatures {
     /// What is known.
-    pub known: BTreeMap<String, i32>,
+    pub known: Named<i32>,
     /// Where the kernel slows down hard or switches off: the lowest trip point of kind `hot` or `critical`.
-    pub trips: BTreeMap<String, i32>,
+    pub trips: Named<i32>,
     /// What is there and no temperature now, and why.
-    pub dropped: BTreeMap<String, String>,
+    pub dropped: Named<String>,
 }
 
 impl Temperatures {
@@ -37,7 +37,7 @@ impl Temperatures {
         if self.known.len() + self.dropped.len() >= SENSORS_MAX {
             return;
         }
-        let taken = |name: &String| self.known.contains_key(name) || self.dropped.contains_key(name);
+        let taken = |name: &str| self.known.get(name).is_some() || self.dropped.get(name).is_some();
         // Two NVMe disks have sensors of the same names.
         let mut free = name.clone();
         for n in 2.. {
@@ -129,8 +129,8 @@ fn read_device(scan: &Scan, dir: &str, device: &str, found: &mut Temperatures) {
 }
 
 /// The warmest.
-pub fn hottest(known: &BTreeMap<String, i32>) -> Option<i32> {
-    known.values().copied().max()
+pub fn hottest(known: &Named<i32>) -> Option<i32> {
+    known.iter().map(|(_, mc)| *mc).max()
 }
 
 /// A zone's type as the sensor's name: `CPU-therm`, `cpu-thermal` and `cpu` are one.
@@ -223,9 +223,9 @@ mod tests {
             found.add(&scan, "nvme_composite".into(), "", if n == 1 { Err("x".into()) } else { Ok(n) });
         }
         assert_eq!(
-            found.known.into_iter().collect::<Vec<_>>(),
-            [("nvme_composite".to_owned(), 0), ("nvme_composite_3".to_owned(), 2)]
+            found.known.iter().collect::<Vec<_>>(),
+            [("nvme_composite", &0), ("nvme_composite_3", &2)]
         );
-        assert!(found.dropped.contains_key("nvme_composite_2"));
+        assert!(found.dropped.get("nvme_composite_2").is_some());
     }
 }

@@ -3,10 +3,10 @@
 //! climbs without harm in mode MAXN_SUPER).
 
 use super::hwmon::{self, Hwmons};
+use super::named::Named;
 use super::parse;
 use super::scan::Scan;
 use serde::Serialize;
-use std::collections::BTreeMap;
 
 const CLASS: &str = "sys/class/thermal";
 /// Cooling devices that are looked at.
@@ -36,9 +36,9 @@ pub struct Cooling {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Throttles {
     /// NVIDIA's `*-throttle-alert`: 0 or 1.
-    pub alerts: BTreeMap<String, Option<u32>>,
+    pub alerts: Named<Option<u32>>,
     /// `devfreq-*` and `cpufreq-*`.
-    pub cooling: BTreeMap<String, Cooling>,
+    pub cooling: Named<Cooling>,
 }
 
 /// Reads the counters of soctherm; nothing where there is none.

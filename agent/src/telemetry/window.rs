@@ -2,10 +2,10 @@
 
 use super::cpu::{self, Stat};
 use super::disk;
+use super::named::Named;
 use super::pressure::Totals;
 use super::report::Report;
 use serde::Serialize;
-use std::collections::BTreeMap;
 
 /// Between two readings.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -52,7 +52,7 @@ pub struct Counters {
     uptime_s: Option<f64>,
     stat: Option<Stat>,
     psi: Option<Totals>,
-    disks: Option<BTreeMap<String, disk::Counters>>,
+    disks: Option<Named<disk::Counters>>,
     oc: [Option<u64>; 3],
     oom_kill: Option<u64>,
     gpu_util_permille: Option<u32>,

@@ -292,6 +292,41 @@ fn no_broken_file_panics_or_becomes_zero() {
 }
 
 #[test]
+fn no_broken_file_makes_a_rate_zero() {
+    let (first, second) = nodes("orin-nano-t234-jp61");
+    let window = |second: &BTreeMap<String, Node>| {
+        let dir = tempfile::tempdir().unwrap();
+        expand(dir.path(), &first);
+        let mut reader = Reader::new(Sysroot::new(dir.path()), Vec::new());
+        reader.read();
+        for (path, node) in second {
+            std::fs::remove_file(dir.path().join(path)).unwrap();
+            put(dir.path(), path, node);
+        }
+        let mut found = BTreeMap::new();
+        numbers("", &json!(reader.read().window), &mut found);
+        found
+    };
+    let whole = window(&second);
+    assert!(whole.values().any(|value| *value > 0.0));
+    let mut random = Random(7);
+    for round in 0..300 {
+        let mut broken = second.clone();
+        let path = second.keys().nth(random.below(second.len())).unwrap();
+        let Node::File(bytes) = &second[path] else { continue };
+        let node = mangle(bytes, &mut random);
+        broken.insert(path.clone(), node);
+        for (place, value) in window(&broken) {
+            let was = whole.get(&place).copied();
+            assert!(
+                value != 0.0 || was == Some(0.0),
+                "round {round}: with a broken {path}, {place} is 0 and was {was:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_directory_that_is_a_file_is_no_board() {
     for top in ["sys", "proc", "etc"] {
         let dir = tempfile::tempdir().unwrap();

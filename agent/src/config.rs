@@ -29,6 +29,7 @@ struct Raw {
     role: Option<String>,
     telemetry: Option<bool>,
     log: Option<String>,
+    mounts: Option<Vec<PathBuf>>,
     #[serde(default)]
     uplink: Vec<RawUplink>,
 }
@@ -39,6 +40,9 @@ struct RawUplink {
     url: String,
     label: Option<String>,
 }
+
+/// Mounts that can be watched.
+const MOUNTS_MAX: usize = 16;
 
 /// What the command line may say over the file.
 #[derive(Debug, Default, Clone)]
@@ -70,6 +74,8 @@ pub struct Config {
     pub telemetry: bool,
     /// Log level.
     pub log: tracing::Level,
+    /// Mounts whose free space is reported.
+    pub mounts: Vec<PathBuf>,
     /// Ways to the hub, tried in order; when there are any they replace the ticket's.
     pub uplinks: Vec<Uplink>,
 }
@@ -110,6 +116,10 @@ impl Config {
             Some(other) => return Err(bad(format!("role must be worker or viewer, not `{other}`"))),
         };
         let uplinks = uplinks(&raw.uplink).map_err(bad)?;
+        let mounts = raw.mounts.unwrap_or_else(|| vec!["/".into()]);
+        if mounts.len() > MOUNTS_MAX || mounts.iter().any(|path| !path.is_absolute()) {
+            return Err(bad(format!("mounts must be at most {MOUNTS_MAX} absolute paths")));
+        }
         let log = raw.log.unwrap_or_else(|| "info".into());
         let data = over.data.clone().or(raw.data).unwrap_or_else(|| DATA.into());
         Ok(Self {
@@ -123,6 +133,7 @@ impl Config {
             log: log
                 .parse()
                 .map_err(|_| bad(format!("log must be error, warn, info, debug or trace, not `{log}`")))?,
+            mounts,
             uplinks,
         })
     }
@@ -161,6 +172,8 @@ mod tests {
             ("tags = [\"a b\"]\n", "tags: `a b`"),
             ("role = \"boss\"\n", "role must be worker or viewer"),
             ("log = \"loud\"\n", "log must be"),
+            ("mounts = [\"/\", \"/data\"]\n", ""),
+            ("mounts = [\"data\"]\n", "mounts must be at most 16 absolute paths"),
             ("[[uplink]]\nurl = \"quic://h\"\nlabel = \"LAN\"\n[[uplink]]\nurl = \"[::1]:1\"\n", ""),
             (
                 "[[uplink]]\nurl = \"h\"\n[[uplink]]\nurl = \"ftp://h\"\n",

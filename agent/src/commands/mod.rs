@@ -4,6 +4,7 @@ mod doctor;
 mod inspect;
 mod join;
 pub mod policy;
+mod telemetry;
 
 use crate::config::{Config, Overrides};
 use crate::{agent, exec};
@@ -29,14 +30,17 @@ dunlin-agent: runs jobs of a Dunlin hub on this board, as far as the board's pol
   dunlin-agent policy check [--policy F]        read the policy, and point out what looks like a mistake
   dunlin-agent policy test CASES [--policy F]   decide every case of a TOML file, and compare
   dunlin-agent doctor [--data DIR] [--json]     what this kernel and board offer
+  dunlin-agent telemetry [--sysroot D] [--watch] [--json]    what this board reports, with the source of each field
   dunlin-agent --version | --help
 
 Options and their defaults:
   --config F   TOML; /etc/dunlin/agent.toml when it is there. Fields: data, policy, slots, tags, role,
-               log, and up to 8 [[uplink]] with url and label, tried in order instead of the ticket's
+               log, mounts, and up to 8 [[uplink]] with url and label, tried in order instead of the ticket's
   --data DIR   /var/lib/dunlin-agent, or the variable DUNLIN_AGENT_DATA
   --policy F   /etc/dunlin/policy.toml; policy.d/*.toml beside it is read too
   --json       machine-readable
+  --sysroot D  read the files below D instead of /: a copy of a board's /proc, /sys, /etc and /var
+  --watch      again every 2 s; with --json, one line each
 
 Exit codes: 0 done or stopped in order; 1 a check failed; 64 wrong usage or configuration; 69 hub not reachable, or
 the agent could not start; 77 the hub refused (ticket used, expired or unknown; key revoked).
@@ -48,6 +52,8 @@ struct Args {
     words: Vec<String>,
     over: Overrides,
     json: bool,
+    watch: bool,
+    sysroot: Option<PathBuf>,
 }
 
 /// Runs `dunlin-agent` with the process's arguments.
@@ -81,6 +87,9 @@ pub fn main() -> ExitCode {
         ["policy", "check"] => with_config(&args, |config| policy::check(&config.policy)),
         ["policy", "test", cases] => with_config(&args, |config| policy::test(&config.policy, cases)),
         ["doctor"] => with_config(&args, |config| doctor::run(config, args.json)),
+        ["telemetry"] => with_config(&args, |config| {
+            telemetry::run(config, args.sysroot.as_deref(), args.watch, args.json)
+        }),
         _ => {
             eprintln!("dunlin-agent: no such command; see dunlin-agent --help");
             ExitCode::from(EX_USAGE)
@@ -99,6 +108,8 @@ fn parse() -> Result<Args, lexopt::Error> {
             Arg::Long("policy") => args.over.policy = Some(parser.value()?.into()),
             Arg::Long("role") => args.over.role = Some(parser.value()?.string()?),
             Arg::Long("json") => args.json = true,
+            Arg::Long("watch") => args.watch = true,
+            Arg::Long("sysroot") => args.sysroot = Some(parser.value()?.into()),
             Arg::Long("help") | Arg::Short('h') => {
                 args.words = vec!["help".into()];
                 return Ok(args);

@@ -10,7 +10,7 @@ use crate::exec::{ExecConfig, Executor, sweep};
 use crate::files::{Enrolled, Files};
 use crate::link::{self, LinkConfig, LinkState, ToLink};
 use crate::store::Store;
-use crate::telemetry::Host;
+use crate::telemetry::sampler;
 use anyhow::{Context, Result};
 use dunlin_wire::Tag;
 use dunlin_wire::job::{Denial, Outcome, Report};
@@ -19,14 +19,15 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 
 /// Events that may wait for the loop; whoever sends more waits.
 const EVENTS_MAX: usize = 1024;
 /// Events of one transaction at most.
 const BATCH_MAX: usize = 256;
-/// How often the host is looked at, in milliseconds; a sample travels with the next heartbeat.
-const SAMPLE_MS: u64 = 5_000;
+/// How often it is looked whether the status file is still true, in milliseconds.
+const STATUS_MS: u64 = 5_000;
 
 /// Runs the agent until it is told to stop.
 ///
@@ -71,6 +72,17 @@ pub fn run(config: &Config) -> Result<()> {
         let events = events.clone();
         move || run_link(link, events, to_link, state)
     })?;
+    if config.telemetry {
+        // It must not keep the loop's inbox open. A reading that finds no room there is dropped: the next tells more.
+        let events = events.downgrade();
+        sampler::spawn(config.mounts.clone(), move |reading| {
+            events.upgrade().is_some_and(|events| match events.try_send(Event::Reading(reading)) {
+                Err(TrySendError::Closed(_)) => false,
+                Ok(()) | Err(TrySendError::Full(_)) => true,
+            })
+        })?;
+    }
+    drop(events);
     let mut out = Vec::new();
     let core = Core::new(setup, loaded, &mut out);
     let agent = Agent {
@@ -81,9 +93,7 @@ pub fn run(config: &Config) -> Result<()> {
         files,
         link_state,
         uplinks,
-        host: Host::default(),
-        telemetry: config.telemetry,
-        sampled_at: 0,
+        looked_at: 0,
         status: String::new(),
     };
     let done = agent.run(inbox, out);
@@ -156,9 +166,7 @@ struct Agent {
     files: Files,
     link_state: watch::Receiver<LinkState>,
     uplinks: Vec<Uplink>,
-    host: Host,
-    telemetry: bool,
-    sampled_at: BootMs,
+    looked_at: BootMs,
     status: String,
 }
 
@@ -172,7 +180,7 @@ impl Agent {
                 return Ok(());
             }
             let now = clock::boot_ms();
-            let due = self.core.poll_timeout().unwrap_or(BootMs::MAX).min(self.sampled_at + SAMPLE_MS);
+            let due = self.core.poll_timeout().unwrap_or(BootMs::MAX).min(self.looked_at + STATUS_MS);
             let wait = Duration::from_millis(due.saturating_sub(now).min(60_000));
             // Whether the link's state is another. A link that is gone must end the loop, not make it spin.
             let mut look = runtime
@@ -185,12 +193,9 @@ impl Agent {
                 })
                 .context("the link or the executor is gone")?;
             let now = clock::boot_ms();
-            if now >= self.sampled_at + SAMPLE_MS {
-                self.sampled_at = now;
+            if now >= self.looked_at + STATUS_MS {
+                self.looked_at = now;
                 look = true;
-                if self.telemetry {
-                    waiting.push(Event::Sample(self.host.sample()));
-                }
             }
             for event in waiting.drain(..) {
                 let event = self.check_room(event);

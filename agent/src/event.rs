@@ -3,10 +3,12 @@
 
 use crate::exec::message::{FromExec, ToExec};
 use dunlin_wire::job::{Delivery, Report, Stream};
-use dunlin_wire::message::{HostSample, Numbered, Profile, Role, ToAgent};
+use dunlin_wire::message::{Numbered, Profile, Role, ToAgent};
+use dunlin_wire::telemetry::{Inventory, Sample};
 use dunlin_wire::{ClaimId, Fence, FleetId, NodeName, Tag, TaskId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Into the core.
 #[derive(Debug, Clone)]
@@ -28,10 +30,19 @@ pub enum Event {
     FromHub(ToAgent),
     /// The executor says.
     FromExec(FromExec),
-    /// What the host looks like now.
-    Sample(HostSample),
+    /// The board was looked at.
+    Reading(Reading),
     /// The agent must stop.
     Shutdown,
+}
+
+/// One look at the board.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    /// What it has.
+    pub inventory: Arc<Inventory>,
+    /// A value for each slot of the inventory, in its unit; `None` is unknown.
+    pub values: Vec<Option<i64>>,
 }
 
 /// Out of the core. The loop commits every `Store` of a batch in one transaction before it does anything else of it.
@@ -45,8 +56,8 @@ pub enum Effect {
     Beat {
         /// Longest time until the next.
         every_ms: u64,
-        /// What the host looks like, when there is news.
-        sample: Option<HostSample>,
+        /// What the board is like, when a report is due.
+        sample: Option<Box<Sample>>,
     },
     /// What a job just wrote; may be dropped, the outcome carries everything again.
     Live {

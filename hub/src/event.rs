@@ -3,9 +3,12 @@
 use crate::core::health::Health;
 use crate::core::node::{Node, NodeSpec};
 use crate::core::task::{State, Task, TaskSpec};
-use dunlin_wire::message::{HostSample, Numbered, ToAgent, Upload};
+use crate::core::telemetry::Row;
+use dunlin_wire::message::{Numbered, ToAgent, Upload};
+use dunlin_wire::telemetry::{Figure, Inventory, Sample};
 use dunlin_wire::{CloseCode, Fence, Key, NodeName, TaskId};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use tokio::sync::oneshot;
 
 /// One QUIC connection, as the link numbers them from 1.
@@ -42,8 +45,8 @@ pub enum Event {
         conn: ConnId,
         /// Milliseconds until the next at most.
         every_ms: u32,
-        /// What the host looks like.
-        sample: Option<HostSample>,
+        /// What the board is like.
+        sample: Option<Box<Sample>>,
     },
     /// A frame of one of its upload streams.
     Upload {
@@ -155,6 +158,8 @@ pub enum Request {
     Halt,
     /// Grant again.
     Resume,
+    /// A node's reports of the last hour.
+    Recent(NodeName),
     /// Figures for `/metrics` and `/health`.
     Metrics,
 }
@@ -191,6 +196,8 @@ pub enum Answer {
         /// Tasks that were cancelled.
         cancelled: u64,
     },
+    /// To `Recent`.
+    Recent(Recent),
     /// To `Metrics`.
     Metrics(Box<Figures>),
 }
@@ -240,6 +247,30 @@ pub struct Why {
     pub reasons: Vec<(&'static str, String)>,
 }
 
+/// What a board last said of itself.
+#[derive(Debug, Clone)]
+pub struct BoardView {
+    /// What it has.
+    pub inventory: Arc<Inventory>,
+    /// A figure for each slot of it; `None` is unknown.
+    pub figures: Arc<[Option<Figure>]>,
+    /// Age of the figures, in milliseconds.
+    pub age_ms: u64,
+    /// Time between its reports, in milliseconds.
+    pub report_ms: u64,
+    /// Whether not too many reports were missed since.
+    pub fresh: bool,
+}
+
+/// A node's reports of the last hour.
+#[derive(Debug, Clone)]
+pub struct Recent {
+    /// Names of its series, by their places.
+    pub names: Vec<String>,
+    /// Reports, oldest first.
+    pub rows: Vec<Row>,
+}
+
 /// A node with what the loop knows of it now.
 #[derive(Debug, Clone)]
 pub struct NodeView {
@@ -259,8 +290,8 @@ pub struct NodeView {
     pub running: Vec<(TaskId, Fence)>,
     /// Standing claims.
     pub free: u32,
-    /// What the host last looked like.
-    pub sample: Option<HostSample>,
+    /// What the board last said of itself.
+    pub board: Option<BoardView>,
     /// Code of the outcome it last reported.
     pub last_outcome: Option<String>,
     /// Its connection.
@@ -309,6 +340,8 @@ pub struct Figures {
     pub closed: BTreeMap<CloseCode, u64>,
     /// Refused messages, by verdict word.
     pub refused: BTreeMap<&'static str, u64>,
+    /// What boards last said of themselves.
+    pub boards: Vec<(NodeName, BoardView)>,
     /// Open connections now.
     pub connections: u64,
     /// Bytes of all connections since the hub started.

@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
+use dunlin_wire::datagram::{FromAgent, FromHub};
 use dunlin_wire::job::*;
 use dunlin_wire::message::*;
+use dunlin_wire::telemetry::{Figure, Inventory, Sample, Slot};
 use dunlin_wire::{ClaimId, Fence, FleetId, TaskId};
 
 fn hex(bytes: &[u8]) -> String {
@@ -40,6 +42,66 @@ fn report() -> Box<Report> {
     })
 }
 
+fn inventory() -> Inventory {
+    let name = |text: &str| text.to_owned();
+    let slots = vec![
+        Slot::Cpu,
+        Slot::Load,
+        Slot::MemoryAvailable,
+        Slot::SwapUsed,
+        Slot::Gpu,
+        Slot::GpuClock,
+        Slot::GpuMemoryUsed,
+        Slot::Power { measured: true },
+        Slot::Rail { name: name("r") },
+        Slot::Temperature { name: name("t"), trip: Some(1050) },
+        Slot::Fan,
+        Slot::Throttled,
+        Slot::UnderVoltage,
+        Slot::OverCurrent { kind: 2 },
+        Slot::OomKills,
+        Slot::CpuWaiting,
+        Slot::MemoryWaiting,
+        Slot::MemoryStalled,
+        Slot::IoWaiting,
+        Slot::IoStalled,
+        Slot::DiskRead,
+        Slot::DiskWritten,
+        Slot::Filesystem { name: name("/"), total_mib: 300 },
+        Slot::Wear { name: name("d") },
+    ];
+    Inventory {
+        number: 1,
+        family: name("f"),
+        model: Some(name("m")),
+        l4t: None,
+        kernel: Some(name("k")),
+        power_mode: Some(name("p")),
+        clocks_pinned: Some(false),
+        cpus: Some(6),
+        memory_total_mib: Some(7620),
+        swap_total_mib: Some(0),
+        gpu: Some(name("g")),
+        gpu_memory_shared: Some(true),
+        uptime_s: Some(9),
+        slots,
+    }
+}
+
+fn delta() -> Sample {
+    let figures =
+        vec![(0, Some(Figure { mean: 120, over: 30 })), (8, Some(Figure { mean: -392, over: 0 })), (9, None)];
+    Sample { seq: 300, inventory: 1, base: Some(299), figures }
+}
+
+#[test]
+fn datagrams() {
+    let beat = FromAgent::Beat { every_ms: 25_000, sample: Some(Box::new(delta())) };
+    check("Beat", &beat, GOLDEN[23]);
+    check("Probe", &FromAgent::Probe, "01");
+    check("Echo", &FromHub::Echo, "00");
+}
+
 #[test]
 fn messages_to_the_hub() {
     let hello = Hello {
@@ -60,12 +122,6 @@ fn messages_to_the_hub() {
         claims: vec![ClaimId(6)],
     };
     let join = Join { generation: 1, invite: [1; 16], secret: [2; 16] };
-    let sample = HostSample {
-        cpu_permille: Some(125),
-        memory_total_kib: Some(1000),
-        memory_available_kib: None,
-        uptime_s: Some(7),
-    };
     let fence = Fence(70_000);
     let chunk = Upload::Chunk { fence, stream: Stream::Stderr, offset: 9, bytes: vec![1, 2] };
     let outcome = Upload::Outcome { task: task(), fence, report: report() };
@@ -76,11 +132,13 @@ fn messages_to_the_hub() {
         ("Claim", ToHub::Claim { ids: vec![ClaimId(1), ClaimId(300)] }, GOLDEN[2]),
         ("Accepted", ToHub::Accepted { fence }, GOLDEN[3]),
         ("Started", ToHub::Started { fence }, GOLDEN[4]),
-        ("Heartbeat", ToHub::Heartbeat { fences: vec![fence], sample: Some(sample) }, GOLDEN[5]),
+        ("Heartbeat", ToHub::Heartbeat { fences: vec![fence], sample: Some(Box::new(delta())) }, GOLDEN[5]),
         ("Chunk", ToHub::Upload(chunk), GOLDEN[6]),
         ("Outcome", ToHub::Upload(outcome), GOLDEN[7]),
         ("Leaving", ToHub::Leaving, GOLDEN[8]),
         ("Holding", holding, GOLDEN[9]),
+        ("Inventory", ToHub::Inventory(Box::new(inventory())), GOLDEN[21]),
+        ("Sample", ToHub::Sample(Box::new(Sample { base: None, ..delta() })), GOLDEN[22]),
     ] {
         check(what, &numbered(message), golden);
     }
@@ -158,13 +216,13 @@ fn closed_lists_keep_their_numbers() {
 }
 
 /// In the order of the tests above.
-const GOLDEN: [&str; 21] = [
+const GOLDEN: [&str; 24] = [
     "8101000102020202020202020202020202020202026e310103030303030303030303030303030303ac0205302e312e300103613a6202020404040404040404",
     "810101010101010101010101010101010101010102020202020202020202020202020202",
     "8101020201ac02",
     "810103f0a204",
     "810104f0a204",
-    "81010501f0a20401017d01e807000107",
+    "81010501f0a20401ac020101ab02030001f0011e08018f06000900",
     "81010600f0a2040109020102",
     "81010601027431f0a204010301800c010172080808080808080801a09c0105010203040509020307070707070707070000000000000000000000",
     "810107",
@@ -180,4 +238,7 @@ const GOLDEN: [&str; 21] = [
     "0802030100b0ea010102020101030204",
     "00 0101 0201 0301 0400 0526 060c04 07 08 0902 0a03 0b 0c",
     "malformed not_absolute not_allowlisted argument argument_option argument_path argument_nul argument_control argument_charset argument_length env cwd user timeout_over_ceiling output_over_ceiling program_missing program_untrusted program_setid program_digest shell_disabled shell_unsigned signature_missing signature_invalid key_unknown key_revoked key_scope audience not_yet_valid expired replayed attempts_exhausted clock_untrusted replay_store_full sandbox_unavailable capability_missing busy draining disk_full policy_invalid",
+    "81010901016601016d0001016b0101700100010601c43b0100010167010101091800010203040506070108017209017401b4100a0b0c0d020e0f10111213141516012fac02170164",
+    "81010aac020100030001f0011e08018f06000900",
+    "00a8c30101ac020101ab02030001f0011e08018f06000900",
 ];

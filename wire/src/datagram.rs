@@ -1,6 +1,7 @@
 //! What travels in QUIC datagrams (RFC 9221): small, at most once, in no order. Only what may be lost is said here.
 
-use crate::message::{HostSample, ToAgent};
+use crate::message::ToAgent;
+use crate::telemetry::Sample;
 use serde::{Deserialize, Serialize};
 
 /// From the agent. Append only.
@@ -10,8 +11,8 @@ pub enum FromAgent {
     Beat {
         /// Milliseconds until the next one at most.
         every_ms: u32,
-        /// What the host looks like, when there is news.
-        sample: Option<HostSample>,
+        /// What the board is like, when a report is due: a delta.
+        sample: Option<Box<Sample>>,
     },
     /// Are you there? Answered by [`FromHub::Echo`], so that both sides learn at once what was lost.
     Probe,

@@ -56,6 +56,12 @@ pub const TICKET_ADDRS_MAX: usize = 8;
 pub const TICKET_TEXT_MAX: usize = 2048;
 /// Longest address or other short text in a message, in bytes.
 pub const TEXT_MAX: usize = 255;
+/// Figures of one telemetry sample.
+pub const SLOTS_MAX: usize = 128;
+/// Longest name that a board gives a sensor, a rail or a filesystem, in bytes.
+pub const NAME_MAX: usize = 64;
+/// Figures of a sample in a datagram, which one packet must hold; more go on the control stream.
+pub const DELTA_MAX: usize = 48;
 /// Rows of one page of a listing.
 pub const PAGE_MAX: usize = 500;
 /// Longest join ticket life, in seconds (30 days).

@@ -11,6 +11,7 @@
 
 use crate::ids::{ClaimId, Fence, FleetId, NodeName, Tag, TaskId};
 use crate::job::{CancelledBy, Delivery, Job, OnDisconnect, Report, Stream};
+use crate::telemetry::{Inventory, Sample};
 use serde::{Deserialize, Serialize};
 
 /// A frame on the control stream from the agent.
@@ -48,8 +49,8 @@ pub enum ToHub {
     Heartbeat {
         /// Attempts that are accepted or running.
         fences: Vec<Fence>,
-        /// What the host looks like, when there is news.
-        sample: Option<HostSample>,
+        /// What the board is like, when a report is due.
+        sample: Option<Box<Sample>>,
     },
     /// Output or an outcome of an attempt too small for a stream of its own.
     Upload(Upload),
@@ -62,6 +63,10 @@ pub enum ToHub {
         /// Claims that stand, and those whose grant is not on disk yet.
         claims: Vec<ClaimId>,
     },
+    /// What the board has. A full sample follows.
+    Inventory(Box<Inventory>),
+    /// A full sample, which deltas may be based on.
+    Sample(Box<Sample>),
 }
 
 /// A frame that may ride in 0-RTT data, where an attacker can repeat it (RFC 8446 section 8). It can only be made of
@@ -249,6 +254,17 @@ impl Profile {
         }
     }
 
+    /// Time between telemetry reports, in milliseconds, of a node that sends heartbeats as often as this. A report rides
+    /// in a heartbeat, so one is never more frequent than the other.
+    pub fn report_ms(self, heartbeat_ms: u64) -> u64 {
+        let own = match self {
+            Profile::Lan => 10_000,
+            Profile::Wan => 60_000,
+            Profile::Metered => 300_000,
+        };
+        if heartbeat_ms == self.heartbeat_ms() { own } else { heartbeat_ms * 2 }
+    }
+
     /// After how much silence QUIC gives a connection up, in milliseconds: three times the longest keep-alive.
     pub fn idle_ms(self) -> u64 {
         (self.keepalive_ms().1 * 3).max(30_000)
@@ -408,19 +424,6 @@ pub enum Upload {
         /// How it ended.
         report: Box<Report>,
     },
-}
-
-/// What the host looks like. `None` means unknown, never zero.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HostSample {
-    /// Busy share of all cores since the last sample, in per mille.
-    pub cpu_permille: Option<u16>,
-    /// Total memory, in KiB.
-    pub memory_total_kib: Option<u64>,
-    /// Memory that programs could take without swapping, in KiB.
-    pub memory_available_kib: Option<u64>,
-    /// Time since boot, in seconds.
-    pub uptime_s: Option<u64>,
 }
 
 #[cfg(test)]

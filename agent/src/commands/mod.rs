@@ -35,7 +35,7 @@ dunlin-agent: runs jobs of a Dunlin hub on this board, as far as the board's pol
 
 Options and their defaults:
   --config F   TOML; /etc/dunlin/agent.toml when it is there. Fields: data, policy, slots, tags, role,
-               log, mounts, and up to 8 [[uplink]] with url and label, tried in order instead of the ticket's
+               log, mounts, telemetry (false: none is sent), and up to 8 [[uplink]] with url and label, tried in order instead of the ticket's
   --data DIR   /var/lib/dunlin-agent, or the variable DUNLIN_AGENT_DATA
   --policy F   /etc/dunlin/policy.toml; policy.d/*.toml beside it is read too
   --json       machine-readable

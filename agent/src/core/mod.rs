@@ -6,6 +6,7 @@
 mod attempt;
 pub mod keepalive;
 pub mod policy;
+pub mod reports;
 mod uplink;
 pub mod uplinks;
 
@@ -13,9 +14,10 @@ use crate::clock::BootMs;
 use crate::event::{Effect, Event, Loaded, Record, Setup, Write};
 use crate::exec::message::{EndCause, FromExec, PolicyState, ToExec, Work};
 use dunlin_wire::job::{Interruption, Outcome, Report};
-use dunlin_wire::message::{AbortCause, HostSample, ToHub};
+use dunlin_wire::message::{AbortCause, ToHub};
 use dunlin_wire::{ClaimId, Fence};
 use keepalive::Keepalive;
+use reports::Reports;
 use std::collections::{BTreeMap, BTreeSet};
 use uplink::Link;
 
@@ -60,7 +62,7 @@ pub struct Core {
     connections_reserved: u64,
     policy: Option<PolicyState>,
     quarantined: u32,
-    sample: Option<HostSample>,
+    reports: Reports,
     link: Option<Link>,
     // As the hub wants it, and what is made of it.
     heartbeat_ms: u64,
@@ -81,7 +83,7 @@ impl Core {
             connections_reserved: loaded.next_connection.max(1),
             policy: None,
             quarantined: 0,
-            sample: None,
+            reports: Reports::new(setup.profile),
             link: None,
             heartbeat_ms: setup.profile.heartbeat_ms(),
             keepalive: Keepalive::new(setup.profile, setup.profile.heartbeat_ms()),
@@ -111,10 +113,11 @@ impl Core {
             Event::Rebound => self.keepalive.handle_rebound(),
             Event::FromHub(message) => self.handle_hub(message, now, out),
             Event::FromExec(message) => self.handle_exec(message, now, out),
-            Event::Sample(sample) => self.sample = Some(sample),
+            Event::Reading(reading) => self.reports.handle_reading(&reading, now),
             Event::Shutdown => self.handle_shutdown(now, out),
         }
         self.claim(now, out);
+        self.report(now, out);
         self.exit_when_done(out);
     }
 

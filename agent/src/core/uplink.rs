@@ -1,6 +1,7 @@
 //! The connection to the hub: Hello, standing claims, heartbeats, and from when a lease counts.
 
 use super::keepalive::Keepalive;
+use super::reports::Report;
 use super::{BLOCK, Core, Phase};
 use crate::clock::BootMs;
 use crate::event::{Effect, Write};
@@ -50,6 +51,7 @@ impl Core {
             early,
             welcome: false,
         });
+        self.reports.handle_connected();
         let hello = Hello {
             generation: GENERATION,
             fleet: self.setup.fleet,
@@ -251,7 +253,13 @@ impl Core {
         if now >= link.said_at + self.keepalive.every_ms() {
             self.keepalive.handle_beat(now - link.said_at.max(link.heard_at));
             let every_ms = self.keepalive.every_ms();
-            out.push(Effect::Beat { every_ms, sample: self.sample.take() });
+            let sample = match self.reports.due(now, every_ms, self.heartbeat_ms) {
+                // It is a sign of life by itself.
+                Some(Report::Full(sample)) => return self.say(ToHub::Sample(Box::new(sample)), now, out),
+                Some(Report::Delta(sample)) => Some(Box::new(sample)),
+                None => None,
+            };
+            out.push(Effect::Beat { every_ms, sample });
             if let Some(link) = self.link.as_mut() {
                 link.said_at = now;
             }
@@ -261,10 +269,29 @@ impl Core {
     fn renew(&mut self, now: BootMs, out: &mut Vec<Effect>) {
         let live = self.attempts.iter().filter(|(_, a)| matches!(a.phase, Phase::Waiting | Phase::Running));
         let fences = live.map(|(fence, _)| *fence).take(limits::LIST_MAX).collect();
-        let sample = self.sample.take();
+        let report = self.reports.due(now, self.keepalive.every_ms(), self.heartbeat_ms);
+        let sample = report.map(|(Report::Full(sample) | Report::Delta(sample))| Box::new(sample));
         if let Some(link) = self.link.as_mut() {
             link.beat_at = now;
         }
         self.say(ToHub::Heartbeat { fences, sample }, now, out);
+    }
+
+    /// What cannot wait for a heartbeat: what the board is, on a new connection and when that changed, and alarms. Never
+    /// before a claim.
+    pub(super) fn report(&mut self, now: BootMs, out: &mut Vec<Effect>) {
+        if !self.link.as_ref().is_some_and(|link| link.welcome && !link.early) {
+            return;
+        }
+        let inventory = self.reports.untold();
+        if inventory.is_none() && !self.reports.is_urgent() {
+            return;
+        }
+        if let Some(inventory) = inventory {
+            self.say(ToHub::Inventory(Box::new(inventory)), now, out);
+        }
+        if let Some(sample) = self.reports.full(now) {
+            self.say(ToHub::Sample(Box::new(sample)), now, out);
+        }
     }
 }

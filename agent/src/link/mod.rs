@@ -12,7 +12,8 @@ pub use tls::{Tickets, client_config as client_tls};
 use crate::core::uplinks::{POSTURE, Uplink};
 use crate::event::{Effect, Event};
 use crate::store::Store;
-use dunlin_wire::message::{HostSample, Numbered, Profile};
+use dunlin_wire::message::{Numbered, Profile};
+use dunlin_wire::telemetry::Sample;
 use dunlin_wire::window::FlooredConfig;
 use dunlin_wire::{CloseCode, Fence, Key, backoff, version};
 use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, TransportConfig, VarInt, ZeroRttAccepted};
@@ -45,8 +46,8 @@ pub enum ToLink {
     Beat {
         /// Longest time until the next, in milliseconds.
         every_ms: u64,
-        /// What the host looks like, when there is news.
-        sample: Option<HostSample>,
+        /// What the board is like, when a report is due.
+        sample: Option<Box<Sample>>,
     },
     /// Output as it comes; may be dropped.
     Live(Effect),

@@ -1,7 +1,7 @@
 //! What the host looks like. A figure that has no source is unknown (`None`), never zero.
 //!
 //! Every reader takes a [`scan::Scan`] of one tree, reads small files with a bound on each, and gives them to parsers
-//! that take text. [`Reader`] calls them all; [`host`] is the little that the protocol carries today, by sysinfo.
+//! that take text. [`Reader`] calls them all, [`sampler`] calls it, and [`Shape`] makes of it what the protocol carries.
 
 mod board;
 mod cgroup;
@@ -10,8 +10,8 @@ mod disk;
 mod fan;
 mod filesystem;
 mod gpu;
-mod host;
 mod hwmon;
+mod inventory;
 mod memory;
 mod mode;
 mod named;
@@ -21,13 +21,14 @@ mod power;
 mod pressure;
 mod report;
 mod rpi;
+pub mod sampler;
 mod scan;
 mod sysroot;
 mod thermal;
 mod throttle;
 mod window;
 
-pub use host::Host;
+pub use inventory::Shape;
 pub use named::Named;
 pub use report::{Reader, Report};
 pub use scan::{Source, Sources};

@@ -1,6 +1,7 @@
 //! Bodies in and out. They are separate from records and messages, with explicit conversions.
 
 use super::error::ApiError;
+use super::telemetry;
 use crate::core::task::{Attempt, End, Task, TaskSpec};
 use crate::event::{NodeView, Traffic};
 use axum::http::StatusCode;
@@ -271,11 +272,6 @@ pub(super) fn node(view: &NodeView) -> Value {
         "policy": data_encoding::HEXLOWER.encode(&node.policy),
         "publicKey": node.key.to_string(),
         "enrolledAt": node.enrolled_ms,
-        "host": view.sample.as_ref().map(|s| json!({
-            "cpuPercent": s.cpu_permille.map(|p| f64::from(p) / 10.0),
-            "memoryTotalKib": s.memory_total_kib,
-            "memoryAvailableKib": s.memory_available_kib,
-            "uptimeS": s.uptime_s,
-        })),
+        "telemetry": view.board.as_ref().map(telemetry::body),
     })
 }

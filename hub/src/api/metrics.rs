@@ -2,26 +2,48 @@
 
 use super::auth::Actor;
 use super::error::ApiError;
-use super::{ApiState, mismatch};
+use super::tasks::query;
+use super::{ApiState, mismatch, telemetry};
 use crate::event::{Answer, Figures, Histogram, Request};
-use axum::extract::{Extension, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Extension, Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Names {
+    names: Option<String>,
+}
 
 pub(super) async fn text(
     State(state): State<ApiState>,
     Extension(actor): Extension<Actor>,
+    names: Result<Query<Names>, QueryRejection>,
 ) -> Result<Response, ApiError> {
+    let names = query(names)?.names;
     let Answer::Metrics(figures) = state.ask(&actor, Request::Metrics).await? else { return Err(mismatch()) };
+    if let Some(names) = names {
+        if names != "dcgm" {
+            return Err(ApiError::field("names", "must be dcgm"));
+        }
+        return Ok(answer(telemetry::dcgm(&figures.boards)));
+    }
     let mut text = render(&figures);
+    text.push_str(&telemetry::series(&figures.boards));
     head(&mut text, "dunlin_http_requests_total", "counter", "API answers by class of status.");
     for (class, count) in state.requests.iter().enumerate().skip(1) {
         let count = count.load(Ordering::Relaxed);
         let _ = writeln!(text, "dunlin_http_requests_total{{status=\"{class}xx\"}} {count}");
     }
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+    Ok(answer(text))
+}
+
+fn answer(text: String) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
 fn head(out: &mut String, name: &str, kind: &str, help: &str) {

@@ -5,11 +5,13 @@ mod auth;
 mod body;
 mod error;
 mod events;
+mod history;
 mod listen;
 mod metrics;
 mod nodes;
 mod output;
 mod tasks;
+mod telemetry;
 mod tls;
 
 pub use listen::TlsListener;
@@ -84,6 +86,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/queue-depth", get(tasks::depth))
         .route("/v1/nodes", get(nodes::list))
         .route("/v1/nodes/{name}", get(nodes::show))
+        .route("/v1/nodes/{name}/metrics", get(history::get))
         .route("/v1/nodes/{name}/drain", post(nodes::drain))
         .route("/v1/nodes/{name}/undrain", post(nodes::undrain))
         .route("/v1/nodes/{name}/revoke", post(nodes::revoke))

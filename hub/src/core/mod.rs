@@ -5,5 +5,6 @@ pub mod node;
 pub mod schedule;
 pub mod step;
 pub mod task;
+pub mod telemetry;
 pub mod timer;
 pub mod timing;

@@ -21,6 +21,8 @@ pub enum Timer {
     Overdue(TaskId),
     /// A node was silent.
     Health(NodeName),
+    /// What boards were like goes to disk.
+    History,
     /// Settled claims may be forgotten, and old history pruned.
     Prune,
 }

@@ -1,11 +1,13 @@
 //! Builds what is in memory from the store: at start, and after a commit that failed.
 
+use super::telemetry::HISTORY_MS;
 use super::{Hub, Member, Setup};
 use crate::clock::Now;
 use crate::core::health::Pulse;
 use crate::core::node::{Boots, Node};
 use crate::core::schedule::Schedule;
 use crate::core::task::State;
+use crate::core::telemetry::{Board, History};
 use crate::core::timer::{Timer, Timers};
 use crate::event::{Figures, Traffic};
 use crate::store::{Store, StoreError};
@@ -76,7 +78,11 @@ impl Hub {
             self.last_order_ms = view.meta("last_order_ms")?.unwrap_or(0);
             self.halted = view.meta("halted")?.unwrap_or(false);
             for node in view.nodes()? {
+                let name = node.spec.name.clone();
                 self.enroll(node, now);
+                if let Some(member) = self.members.get_mut(&name) {
+                    member.board.history = History::new(view.series(&name)?);
+                }
             }
             for state in State::ALL {
                 self.figures.tasks.insert(state, view.count_in(state)?);
@@ -99,6 +105,7 @@ impl Hub {
             Ok(())
         })?;
         self.timers.set(Timer::Prune, now.mono + PRUNE_MS);
+        self.timers.set(Timer::History, now.mono + HISTORY_MS);
         Ok(())
     }
 
@@ -112,7 +119,7 @@ impl Hub {
             boots: Boots::default(),
             held: BTreeSet::new(),
             unresponsive: false,
-            sample: None,
+            board: Board::default(),
             every_ms: 0,
             traffic: Traffic::default(),
             last_outcome: None,

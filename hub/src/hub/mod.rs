@@ -10,6 +10,7 @@ mod recover;
 mod requests;
 mod session;
 mod tasks;
+mod telemetry;
 mod timers;
 mod uploads;
 mod views;
@@ -18,11 +19,12 @@ use crate::clock::{self, Now};
 use crate::core::health::Pulse;
 use crate::core::node::{Boots, Node};
 use crate::core::schedule::Schedule;
+use crate::core::telemetry::Board;
 use crate::core::timer::Timers;
 use crate::core::timing::Timing;
 use crate::event::{ApiRefusal, ConnId, Effect, Event, EventRecord, Figures, Traffic};
 use crate::store::{Store, StoreError, Write};
-use dunlin_wire::message::{HostSample, Numbered, ToAgent};
+use dunlin_wire::message::{Numbered, ToAgent};
 use dunlin_wire::{ClaimId, CloseCode, Fence, FleetId, Key, NodeName, Tag, TaskId};
 use ring::signature::Ed25519KeyPair;
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,7 +78,7 @@ struct Member {
     boots: Boots,
     held: BTreeSet<Fence>,
     unresponsive: bool,
-    sample: Option<HostSample>,
+    board: Board,
     // The heartbeat that it last announced, in milliseconds: its own, when it found that its network allows it.
     every_ms: u64,
     // What its connections carried that are over.

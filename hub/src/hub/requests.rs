@@ -5,7 +5,7 @@ use crate::core::node::{Invite, NodeSpec};
 use crate::core::step::{Input, Refusal};
 use crate::core::task::{State, Task, TaskSpec};
 use crate::core::timer::Timer;
-use crate::event::{Answer, ApiRefusal, AuditRecord, Request};
+use crate::event::{Answer, ApiRefusal, AuditRecord, Recent, Request};
 use crate::store::StoreError;
 use dunlin_wire::job::CancelledBy;
 use dunlin_wire::ticket::Ticket;
@@ -33,12 +33,19 @@ impl Hub {
                 Ok(Ok(Answer::Nodes(self.members.values().map(|m| self.view_of(m, turn)).collect())))
             }
             Request::Node(name) => Ok(self.node_answer(&name, turn)),
+            Request::Recent(name) => Ok(match self.members.get(&name) {
+                Some(member) => Ok(Answer::Recent(Recent {
+                    names: member.board.history.names.clone(),
+                    rows: member.board.history.raw().cloned().collect(),
+                })),
+                None => Err(ApiRefusal::UnknownNode(name)),
+            }),
             Request::Drain(name, on) => self.drain(&name, on, turn),
             Request::Revoke(name) => self.revoke(&name, turn),
             Request::Invite { node, ttl_ms } => self.invite(node, ttl_ms, turn),
             Request::Halt => self.halt(turn),
             Request::Resume => self.resume(turn),
-            Request::Metrics => Ok(Ok(Answer::Metrics(Box::new(self.figures_now())))),
+            Request::Metrics => Ok(Ok(Answer::Metrics(Box::new(self.figures_now(turn))))),
         }?;
         if let Some((action, target)) = audit {
             let result = answer.as_ref().err().map_or("ok".to_owned(), ToString::to_string);
@@ -217,8 +224,11 @@ fn audit_of(request: &Request) -> Option<(&'static str, String)> {
         Request::Invite { node, .. } => ("node.invite", node.name.to_string()),
         Request::Halt => ("fleet.halt", String::new()),
         Request::Resume => ("fleet.resume", String::new()),
-        Request::Submit { .. } | Request::Why(_) | Request::Nodes | Request::Node(_) | Request::Metrics => {
-            return None;
-        }
+        Request::Submit { .. }
+        | Request::Why(_)
+        | Request::Nodes
+        | Request::Node(_)
+        | Request::Recent(_)
+        | Request::Metrics => return None,
     })
 }

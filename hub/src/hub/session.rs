@@ -9,7 +9,8 @@ use crate::core::task::Lost;
 use crate::core::timer::Timer;
 use crate::event::ConnId;
 use crate::store::StoreError;
-use dunlin_wire::message::{Hello, HostSample, Join, Joined, Numbered, ToAgent, ToHub, Welcome};
+use dunlin_wire::message::{Hello, Join, Joined, Numbered, ToAgent, ToHub, Welcome};
+use dunlin_wire::telemetry::Sample;
 use dunlin_wire::version::{GENERATION, GENERATION_MIN};
 use dunlin_wire::{CloseCode, Fence, Key, NodeName, limits};
 use ring::digest::{SHA256, digest};
@@ -83,8 +84,17 @@ impl Hub {
             {
                 self.handle_holding(conn, name, &unfinished, &claims, turn)
             }
+            ToHub::Inventory(inventory) if inventory.is_in_bounds() => {
+                self.handle_inventory(name, *inventory);
+                Ok(())
+            }
+            ToHub::Sample(sample) => {
+                self.handle_sample(name, &sample, turn);
+                Ok(())
+            }
             ToHub::Hello(_)
             | ToHub::Join(_)
+            | ToHub::Inventory(_)
             | ToHub::Claim { .. }
             | ToHub::Heartbeat { .. }
             | ToHub::Holding { .. } => {
@@ -119,18 +129,20 @@ impl Hub {
         conn: ConnId,
         name: &NodeName,
         fences: &[Fence],
-        sample: Option<HostSample>,
+        sample: Option<Box<Sample>>,
         turn: &mut Turn<'_>,
     ) -> Result<(), StoreError> {
-        self.handle_sign_of_life(name, sample);
+        self.handle_sign_of_life(name, sample, turn);
         self.renew(conn, name, fences, turn)
     }
 
-    fn handle_sign_of_life(&mut self, name: &NodeName, sample: Option<HostSample>) {
+    fn handle_sign_of_life(&mut self, name: &NodeName, sample: Option<Box<Sample>>, turn: &Turn<'_>) {
         let waiting = |held: &Fence| self.attempts.get(held).is_some_and(|h| !h.accepted);
         if let Some(member) = self.members.get_mut(name) {
-            member.sample = sample.or(member.sample.take());
             member.unresponsive &= member.held.iter().any(waiting);
+        }
+        if let Some(sample) = sample {
+            self.handle_sample(name, &sample, turn);
         }
         self.seat(name);
     }
@@ -140,7 +152,7 @@ impl Hub {
         &mut self,
         conn: ConnId,
         every_ms: u32,
-        sample: Option<HostSample>,
+        sample: Option<Box<Sample>>,
         turn: &mut Turn<'_>,
     ) -> Result<(), StoreError> {
         let Some(Conn { node: Some(name), early: false, .. }) = self.conns.get(&conn) else { return Ok(()) };
@@ -150,7 +162,7 @@ impl Hub {
             member.every_ms = u64::from(every_ms).min(longest);
         }
         self.heard(&name, 0, turn)?;
-        self.handle_sign_of_life(&name, sample);
+        self.handle_sign_of_life(&name, sample, turn);
         Ok(())
     }
 

@@ -22,6 +22,7 @@ impl Hub {
             Timer::Ttl(id) => self.step_by_id(&id, Input::TtlOver, turn),
             Timer::Overdue(id) => self.step_by_id(&id, Input::Reclaim { ending: Ending::Overdue }, turn),
             Timer::Health(name) => self.handle_silence(&name, turn),
+            Timer::History => self.keep_history(turn),
             Timer::Prune => self.prune(turn),
         }
     }

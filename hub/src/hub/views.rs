@@ -23,7 +23,7 @@ impl Hub {
             claimed: of(false),
             running: of(true),
             free: member.session.as_ref().map_or(0, |s| s.claims.len() as u32),
-            sample: member.sample.clone(),
+            board: self.board_of(member, turn),
             last_outcome: member.last_outcome.clone(),
             conn: member.session.as_ref().map(|s| s.conn),
             heartbeat_ms: member.heartbeat_ms(&self.setup.timing),
@@ -32,13 +32,15 @@ impl Hub {
         }
     }
 
-    pub(super) fn figures_now(&mut self) -> Figures {
+    pub(super) fn figures_now(&mut self, turn: &Turn<'_>) -> Figures {
         let mut figures = self.figures.clone();
         figures.queued.retain(|_, n| *n > 0);
         figures.nodes = Health::ALL.into_iter().map(|h| (h, 0)).collect();
         for member in self.members.values().filter(|m| m.node.revoked_ms.is_none()) {
             *figures.nodes.entry(member.pulse.health()).or_default() += 1;
         }
+        let boards = self.members.iter().filter(|(_, m)| m.node.revoked_ms.is_none());
+        figures.boards = boards.filter_map(|(n, m)| Some((n.clone(), self.board_of(m, turn)?))).collect();
         figures.connections = self.conns.len() as u64;
         figures.halted = self.halted;
         figures.store_bytes = self.store.bytes().unwrap_or_default();

@@ -3,6 +3,7 @@
 //! One writer, the loop, takes a [`Write`] per batch of events and commits it; readers take a [`View`] of the last
 //! commit from any thread. Deliberately absent: decisions, and any in-memory copy of what is stored.
 
+mod history;
 mod log;
 mod nodes;
 mod outputs;

@@ -56,6 +56,10 @@ tables! {
     Audit = "audit",
     /// token name -> Token
     Tokens = "tokens",
+    /// node -> names of its series
+    Series = "series",
+    /// node, tier, time -> Row
+    History = "history",
 }
 
 pub(super) fn encode<T: Serialize>(value: &T) -> Vec<u8> {

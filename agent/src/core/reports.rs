@@ -1,0 +1,301 @@
+//! What the hub is told of the board, and when: mean and maximum since the report before, as a change of the newest full
+//! sample. A report waits for the heartbeat that carries it; news that cannot wait says so.
+
+use crate::clock::BootMs;
+use crate::event::Reading;
+use dunlin_wire::limits::DELTA_MAX;
+use dunlin_wire::message::Profile;
+use dunlin_wire::telemetry::{FULL_EVERY, Figure, Inventory, Sample, Slot};
+use std::sync::Arc;
+
+/// News of one kind is told at once at most this often, in milliseconds.
+const ALARM_MS: BootMs = 30_000;
+/// A temperature this near to its trip point is news, in tenths of a degree.
+const NEAR_TRIP: i64 = 50;
+
+/// What goes out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// A full sample, on the control stream.
+    Full(Sample),
+    /// A delta, wherever there is room.
+    Delta(Sample),
+}
+
+/// Readings of one slot since the last report.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sum {
+    n: i64,
+    sum: i64,
+    max: i64,
+    last: i64,
+}
+
+/// State of all this.
+#[derive(Debug)]
+pub struct Reports {
+    profile: Profile,
+    inventory: Option<Arc<Inventory>>,
+    // The number that this connection was told.
+    told: Option<u32>,
+    sums: Vec<Sum>,
+    seq: u32,
+    base: Option<(u32, Vec<Option<Figure>>)>,
+    since_full: u32,
+    reported_at: BootMs,
+    // What cannot wait: as it was, when it was last told at once, and whether it is to be told now.
+    alarms: [(bool, Option<BootMs>); 5],
+    before: Vec<Option<i64>>,
+    urgent: bool,
+}
+
+impl Reports {
+    /// Of a board with this profile.
+    pub fn new(profile: Profile) -> Self {
+        Self {
+            profile,
+            inventory: None,
+            told: None,
+            sums: Vec::new(),
+            seq: 0,
+            base: None,
+            since_full: 0,
+            reported_at: 0,
+            alarms: Default::default(),
+            before: Vec::new(),
+            urgent: false,
+        }
+    }
+
+    /// A new connection knows nothing.
+    pub fn handle_connected(&mut self) {
+        self.told = None;
+        self.base = None;
+    }
+
+    /// The board was looked at.
+    pub fn handle_reading(&mut self, reading: &Reading, now: BootMs) {
+        let slots = &reading.inventory.slots;
+        self.sums.resize(slots.len(), Sum::default());
+        for (sum, value) in self.sums.iter_mut().zip(&reading.values) {
+            if let Some(value) = *value {
+                sum.max = if sum.n == 0 { value } else { sum.max.max(value) };
+                sum.sum = sum.sum.saturating_add(value);
+                sum.n += 1;
+                sum.last = value;
+            }
+        }
+        self.look_for_alarms(slots, &reading.values, now);
+        self.before.clone_from(&reading.values);
+        self.inventory = Some(reading.inventory.clone());
+    }
+
+    /// The inventory, when this connection does not know it. A full sample must follow.
+    pub fn untold(&mut self) -> Option<Inventory> {
+        let inventory = self.inventory.as_ref().filter(|i| self.told != Some(i.number))?;
+        self.told = Some(inventory.number);
+        self.base = None;
+        Some((**inventory).clone())
+    }
+
+    /// Whether the hub must hear at once.
+    pub fn is_urgent(&self) -> bool {
+        self.urgent && self.told.is_some()
+    }
+
+    /// The report, when it is due: when now is nearer to that time than the next heartbeat will be.
+    pub fn due(&mut self, now: BootMs, every_ms: u64, heartbeat_ms: u64) -> Option<Report> {
+        let at = self.reported_at + self.profile.report_ms(heartbeat_ms);
+        (now + every_ms / 2 >= at).then(|| self.report(now))?
+    }
+
+    /// A report now: full when there is no base, or it is old, or so much changed that a packet might not hold it.
+    pub fn report(&mut self, now: BootMs) -> Option<Report> {
+        let (inventory, figures) = (self.told?, self.figures()?);
+        let delta = self.base.as_ref().map(|(base, known)| (*base, self.changes(known, &figures)));
+        let delta = delta.filter(|(_, changes)| {
+            !self.urgent && self.since_full + 1 < FULL_EVERY && changes.len() <= DELTA_MAX
+        });
+        self.seq += 1;
+        self.reported_at = now;
+        self.sums.fill(Sum::default());
+        if let Some((base, figures)) = delta {
+            self.since_full += 1;
+            return Some(Report::Delta(Sample { seq: self.seq, inventory, base: Some(base), figures }));
+        }
+        self.since_full = 0;
+        self.urgent = false;
+        let known = (0..).zip(&figures).filter(|(_, f)| f.is_some()).map(|(n, f)| (n, *f)).collect();
+        self.base = Some((self.seq, figures));
+        Some(Report::Full(Sample { seq: self.seq, inventory, base: None, figures: known }))
+    }
+
+    /// As a full report now, whatever was said before.
+    pub fn full(&mut self, now: BootMs) -> Option<Sample> {
+        self.base = None;
+        match self.report(now)? {
+            Report::Full(sample) | Report::Delta(sample) => Some(sample),
+        }
+    }
+
+    fn figures(&self) -> Option<Vec<Option<Figure>>> {
+        let slots = &self.inventory.as_ref()?.slots;
+        let figure = |(slot, sum): (&Slot, &Sum)| {
+            (sum.n > 0).then(|| {
+                let mean = if slot.is_counter() { sum.last } else { mean(sum) };
+                let over = if slot.is_counter() { 0 } else { sum.max.saturating_sub(mean) };
+                Figure { mean, over: over.try_into().unwrap_or(u32::MAX) }
+            })
+        };
+        Some(slots.iter().zip(&self.sums).map(figure).collect())
+    }
+
+    /// What is otherwise than the base; where bytes cost, only what is so by more than its dead band.
+    fn changes(&self, known: &[Option<Figure>], now: &[Option<Figure>]) -> Vec<(u8, Option<Figure>)> {
+        let slots = self.inventory.as_ref().map_or(&[][..], |i| &i.slots);
+        let is_news = |slot: &Slot, a: &Option<Figure>, b: &Option<Figure>| match (a, b) {
+            (Some(a), Some(b)) if self.profile == Profile::Metered => {
+                let band = slot.band(a.mean);
+                // A peak must stand out further: the greatest of 150 readings is noise.
+                a.mean.abs_diff(b.mean) > band || a.max().abs_diff(b.max()) > band.saturating_mul(4)
+            }
+            (a, b) => a != b,
+        };
+        let pairs = slots.iter().zip(known).zip(now);
+        (0..)
+            .zip(pairs)
+            .filter(|(_, ((slot, a), b))| is_news(slot, a, b))
+            .map(|(n, (_, b))| (n, *b))
+            .collect()
+    }
+
+    fn look_for_alarms(&mut self, slots: &[Slot], values: &[Option<i64>], now: BootMs) {
+        let mut on = [false; 5];
+        for (n, (slot, value)) in slots.iter().zip(values).enumerate() {
+            let Some(value) = *value else { continue };
+            let grew = self.before.get(n).copied().flatten().is_some_and(|before| value > before);
+            let (kind, is_on) = match slot {
+                Slot::Throttled => (0, value > 0),
+                Slot::UnderVoltage => (1, value > 0),
+                // The third counts instants, and climbs in the ordinary work of the fastest power mode.
+                Slot::OverCurrent { kind: 1 | 2 } => (1, grew),
+                Slot::OomKills => (2, grew),
+                Slot::Filesystem { total_mib, .. } => (3, value.unsigned_abs() * 20 < *total_mib),
+                Slot::Temperature { trip: Some(trip), .. } => (4, value >= i64::from(*trip) - NEAR_TRIP),
+                _ => continue,
+            };
+            on[kind] |= is_on;
+        }
+        for (on, (was_on, told_at)) in on.into_iter().zip(&mut self.alarms) {
+            if on && !*was_on && told_at.is_none_or(|at| now >= at + ALARM_MS) {
+                *told_at = Some(now);
+                self.urgent = true;
+            }
+            *was_on = on;
+        }
+    }
+}
+
+/// Rounded to the nearest.
+fn mean(sum: &Sum) -> i64 {
+    let half = if sum.sum < 0 { -sum.n / 2 } else { sum.n / 2 };
+    sum.sum.saturating_add(half) / sum.n
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inventory(number: u32) -> Arc<Inventory> {
+        let temperature = |name: &str| Slot::Temperature { name: name.into(), trip: Some(1000) };
+        let slots = vec![Slot::Cpu, temperature("tj"), Slot::OomKills, Slot::Throttled];
+        Arc::new(Inventory { number, slots, ..Inventory::default() })
+    }
+
+    fn read(reports: &mut Reports, values: [Option<i64>; 4], now: BootMs) {
+        reports.handle_reading(&Reading { inventory: inventory(1), values: values.to_vec() }, now);
+    }
+
+    fn started(profile: Profile) -> Reports {
+        let mut reports = Reports::new(profile);
+        assert_eq!(reports.untold(), None);
+        read(&mut reports, [Some(100), Some(500), Some(0), None], 0);
+        assert_eq!(reports.untold().map(|i| i.number), Some(1));
+        assert_eq!(reports.untold(), None);
+        let full = reports.full(0).unwrap();
+        let figure = |mean| Some(Figure { mean, over: 0 });
+        assert_eq!(full.figures, [(0, figure(100)), (1, figure(500)), (2, figure(0))], "unknown is not 0");
+        reports
+    }
+
+    #[test]
+    fn a_report_is_mean_and_maximum_against_the_base_and_waits_for_its_time() {
+        let mut reports = started(Profile::Wan);
+        for (cpu, at) in [(100, 2_000), (300, 4_000), (110, 6_000)] {
+            read(&mut reports, [Some(cpu), Some(500), Some(1), Some(0)], at);
+        }
+        assert_eq!(reports.due(6_000, 25_000, 25_000), None);
+        let changed = [
+            (0, Some(Figure { mean: 170, over: 130 })),
+            (2, Some(Figure { mean: 1, over: 0 })),
+            (3, Some(Figure { mean: 0, over: 0 })),
+        ];
+        // The counter grew: that is told at once, and in full.
+        assert!(reports.is_urgent());
+        let Some(Report::Full(full)) = reports.due(50_000, 25_000, 25_000) else { panic!("not full") };
+        assert!(changed.iter().all(|c| full.figures.contains(c)), "{full:?}");
+        assert_eq!(full.figures.len(), 4);
+        read(&mut reports, [Some(170), None, Some(1), Some(0)], 52_000);
+        let Some(Report::Delta(delta)) = reports.due(110_000, 25_000, 25_000) else { panic!("no delta") };
+        assert_eq!(delta.base, Some(full.seq));
+        assert_eq!(delta.figures, [(0, Some(Figure { mean: 170, over: 0 })), (1, None)]);
+        assert_eq!(
+            reports.report(170_000).map(|_| reports.seq),
+            Some(4),
+            "no reading: everything is unknown"
+        );
+    }
+
+    #[test]
+    fn dead_bands_hold_back_what_is_no_news() {
+        let mut reports = started(Profile::Metered);
+        read(&mut reports, [Some(119), Some(509), Some(0), None], 1_000);
+        let Some(Report::Delta(delta)) = reports.report(1_000) else { panic!("no delta") };
+        assert_eq!(delta.figures, []);
+        read(&mut reports, [Some(121), Some(511), Some(0), None], 2_000);
+        let Some(Report::Delta(delta)) = reports.report(2_000) else { panic!("no delta") };
+        assert_eq!(delta.figures.len(), 2);
+    }
+
+    #[test]
+    fn alarms_are_told_at_once_but_not_again_and_again() {
+        let mut reports = started(Profile::Metered);
+        let calm = [Some(100), Some(500), Some(0), Some(0)];
+        let hot = [Some(100), Some(950), Some(0), Some(0)];
+        let mut urgent = 0;
+        for second in 0..60 {
+            let values = if second % 4 < 2 { hot } else { calm };
+            read(&mut reports, values, second * 1000);
+            if reports.is_urgent() {
+                urgent += 1;
+                assert!(matches!(reports.report(second * 1000), Some(Report::Full(_))));
+            }
+        }
+        assert_eq!(urgent, 2, "once in 30 s");
+    }
+
+    #[test]
+    fn a_new_connection_and_every_sixtieth_report_are_told_in_full() {
+        let mut reports = started(Profile::Lan);
+        let mut kinds = Vec::new();
+        for n in 1..=FULL_EVERY {
+            read(&mut reports, [Some(100), Some(500), Some(0), None], 0);
+            kinds.push(matches!(reports.report(n.into()), Some(Report::Full(_))));
+        }
+        assert_eq!(kinds.iter().position(|full| *full), Some(FULL_EVERY as usize - 1));
+        reports.handle_connected();
+        assert!(!reports.is_urgent());
+        assert!(reports.untold().is_some());
+        assert!(matches!(reports.report(99), Some(Report::Full(_))));
+    }
+}

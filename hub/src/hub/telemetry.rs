@@ -1,0 +1,66 @@
+//! What boards say of themselves: kept in memory as it comes, on disk once a minute for all together.
+
+use super::{Hub, Member, Turn};
+use crate::core::timer::Timer;
+use crate::event::BoardView;
+use crate::store::StoreError;
+use dunlin_wire::NodeName;
+use dunlin_wire::telemetry::{Inventory, Sample};
+
+/// How often history goes to disk, in milliseconds.
+pub(super) const HISTORY_MS: u64 = 60_000;
+
+impl Hub {
+    pub(super) fn handle_inventory(&mut self, name: &NodeName, inventory: Inventory) {
+        if let Some(member) = self.members.get_mut(name) {
+            member.board.handle_inventory(inventory);
+        }
+    }
+
+    pub(super) fn handle_sample(&mut self, name: &NodeName, sample: &Sample, turn: &Turn<'_>) {
+        if let Some(member) = self.members.get_mut(name) {
+            let _old = !member.board.handle_sample(sample, turn.now.mono, turn.now.wall);
+        }
+    }
+
+    /// What the board last said, and how old that is.
+    pub(super) fn board_of(&self, member: &Member, turn: &Turn<'_>) -> Option<BoardView> {
+        let current = member.board.current()?;
+        let report_ms = self.report_ms(member);
+        Some(BoardView {
+            inventory: current.inventory.clone(),
+            figures: current.figures.clone(),
+            age_ms: turn.now.mono.saturating_sub(current.at),
+            report_ms,
+            fresh: current.is_fresh(turn.now.mono, report_ms),
+        })
+    }
+
+    /// Time between its reports, in milliseconds. One rides in a heartbeat, which may be rarer.
+    pub(super) fn report_ms(&self, member: &Member) -> u64 {
+        let profile = member.node.spec.profile;
+        let heartbeat_ms = self.setup.timing.heartbeat_ms(profile);
+        profile.report_ms(heartbeat_ms).max(member.heartbeat_ms(&self.setup.timing))
+    }
+
+    /// Rows that are over, of all nodes in one commit; those that are too old go.
+    pub(super) fn keep_history(&mut self, turn: &mut Turn<'_>) -> Result<(), StoreError> {
+        self.timers.set(Timer::History, turn.now.mono + HISTORY_MS);
+        // Tasks need the room more.
+        let (used, max) = self.store.bytes()?;
+        let room = used <= max / 10 * 9;
+        for (name, member) in &mut self.members {
+            let (names, rows) = member.board.history.flush(turn.now.wall);
+            if let Some(names) = names.filter(|_| room) {
+                turn.write.put_series(name, names)?;
+            }
+            for (tier, row) in rows {
+                if room {
+                    turn.write.put_history(name, tier, &row)?;
+                }
+                turn.write.forget_history(name, tier, turn.now.wall.saturating_sub(tier.keep_ms()))?;
+            }
+        }
+        Ok(())
+    }
+}

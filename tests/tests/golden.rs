@@ -176,6 +176,7 @@ fn messages_to_the_agent() {
         timeout_ms: Some(1_000),
         on_disconnect: OnDisconnect::CarryOn,
         delivery: Delivery::AtMostOnce,
+        requires: vec!["l4t >= 36.4".parse().unwrap()],
     };
     let cancelled = AbortCause::Cancelled { by: CancelledBy::Halt };
     for (what, message, golden) in [
@@ -229,7 +230,7 @@ const GOLDEN: [&str; 24] = [
     "8101080102743105010106",
     "000102038827",
     "0102020202020202020202020202020202026e31010000",
-    "0201f0a20402b0ea01027431010002062f62696e2f78017901022f6401014b015601e8070101",
+    "0201f0a20402b0ea01027431010002062f62696e2f78017901022f6401014b015601e8070101010d6c3474203e3d2033362e342e30",
     "030301f0a204b0ea01",
     "04f0a20405",
     "05f0a2040001",

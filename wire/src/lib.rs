@@ -14,6 +14,7 @@ pub mod limits;
 pub mod message;
 pub mod outcome;
 pub mod prober;
+pub mod require;
 pub mod telemetry;
 pub mod ticket;
 pub mod units;

@@ -56,6 +56,8 @@ pub const TICKET_ADDRS_MAX: usize = 8;
 pub const TICKET_TEXT_MAX: usize = 2048;
 /// Longest address or other short text in a message, in bytes.
 pub const TEXT_MAX: usize = 255;
+/// Most requirements of a task besides its tags.
+pub const REQUIRES_MAX: usize = 8;
 /// Figures of one telemetry sample.
 pub const SLOTS_MAX: usize = 128;
 /// Longest name that a board gives a sensor, a rail or a filesystem, in bytes.

@@ -11,6 +11,7 @@
 
 use crate::ids::{ClaimId, Fence, FleetId, NodeName, Tag, TaskId};
 use crate::job::{CancelledBy, Delivery, Job, OnDisconnect, Report, Stream};
+use crate::require::Require;
 use crate::telemetry::{Inventory, Sample};
 use serde::{Deserialize, Serialize};
 
@@ -355,6 +356,8 @@ pub struct Grant {
     pub on_disconnect: OnDisconnect,
     /// What to do when the device dies.
     pub delivery: Delivery,
+    /// What the board must have when the job starts; else it is denied.
+    pub requires: Vec<Require>,
 }
 
 /// Whether an outcome counted.

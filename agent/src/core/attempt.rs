@@ -5,7 +5,7 @@ use crate::clock::BootMs;
 use crate::event::{Effect, Record, Write};
 use crate::exec::message::{Decision, EndCause, ToExec, Work};
 use dunlin_wire::Fence;
-use dunlin_wire::job::{Interruption, Job, Outcome, Report};
+use dunlin_wire::job::{Denial, Interruption, Job, Outcome, Report};
 use dunlin_wire::message::{AbortCause, Grant, ToHub, Upload, Verdict};
 
 impl Core {
@@ -48,7 +48,8 @@ impl Core {
             delivery: grant.delivery,
             report: None,
         };
-        let attempt = Attempt { record, phase, lease_until, lease_ms: grant.lease_ms, abort: None };
+        let (lease_ms, requires) = (grant.lease_ms, grant.requires);
+        let attempt = Attempt { record, phase, lease_until, lease_ms, abort: None, requires };
         self.attempts.insert(fence, attempt);
     }
 
@@ -74,6 +75,13 @@ impl Core {
         };
         match decision {
             Decision::Deny(report) => self.end(fence, report, Default::default(), now, out),
+            // The hub decided on figures that were on the way; these are the board's own.
+            Decision::Allow { rule, .. } if !self.reports.meets(&attempt.requires, now) => {
+                out.push(Effect::Exec(ToExec::Forget { fence }));
+                let denied = Outcome::Denied { reason: Denial::CapabilityMissing };
+                let report = Report { rule: Some(rule), ..Report::without_process(denied) };
+                self.end(fence, Box::new(report), Default::default(), now, out);
+            }
             Decision::Allow { .. } => {
                 out.push(Effect::Store(Write::Accepted(attempt.record.clone())));
                 if attempt.lease_until > now {

@@ -15,6 +15,7 @@ use crate::event::{Effect, Event, Loaded, Record, Setup, Write};
 use crate::exec::message::{EndCause, FromExec, PolicyState, ToExec, Work};
 use dunlin_wire::job::{Interruption, Outcome, Report};
 use dunlin_wire::message::{AbortCause, ToHub};
+use dunlin_wire::require::Require;
 use dunlin_wire::{ClaimId, Fence};
 use keepalive::Keepalive;
 use reports::Reports;
@@ -48,6 +49,7 @@ struct Attempt {
     lease_until: BootMs,
     lease_ms: u64,
     abort: Option<AbortCause>,
+    requires: Vec<Require>,
 }
 
 /// The agent's state.
@@ -97,7 +99,14 @@ impl Core {
                 record.report = Some(Box::new(Report::without_process(Outcome::Interrupted { by })));
                 out.push(Effect::Store(Write::Ended { record: record.clone(), kept: Default::default() }));
             }
-            let attempt = Attempt { record, phase: Phase::Ended, lease_until: 0, lease_ms: 0, abort: None };
+            let attempt = Attempt {
+                record,
+                phase: Phase::Ended,
+                lease_until: 0,
+                lease_ms: 0,
+                abort: None,
+                requires: Vec::new(),
+            };
             core.attempts.insert(fence, attempt);
         }
         core

@@ -5,11 +5,14 @@ use crate::clock::BootMs;
 use crate::event::Reading;
 use dunlin_wire::limits::DELTA_MAX;
 use dunlin_wire::message::Profile;
+use dunlin_wire::require::{Facts, Require};
 use dunlin_wire::telemetry::{FULL_EVERY, Figure, Inventory, Sample, Slot};
 use std::sync::Arc;
 
 /// News of one kind is told at once at most this often, in milliseconds.
 const ALARM_MS: BootMs = 30_000;
+/// How old a reading may be that decides whether a job starts, in milliseconds.
+const FRESH_MS: BootMs = 10_000;
 /// A temperature this near to its trip point is news, in tenths of a degree.
 const NEAR_TRIP: i64 = 50;
 
@@ -46,6 +49,7 @@ pub struct Reports {
     // What cannot wait: as it was, when it was last told at once, and whether it is to be told now.
     alarms: [(bool, Option<BootMs>); 5],
     before: Vec<Option<i64>>,
+    read_at: BootMs,
     urgent: bool,
 }
 
@@ -63,6 +67,7 @@ impl Reports {
             reported_at: 0,
             alarms: Default::default(),
             before: Vec::new(),
+            read_at: 0,
             urgent: false,
         }
     }
@@ -87,7 +92,17 @@ impl Reports {
         }
         self.look_for_alarms(slots, &reading.values, now);
         self.before.clone_from(&reading.values);
+        self.read_at = now;
         self.inventory = Some(reading.inventory.clone());
+    }
+
+    /// Whether the board meets all of `requires`, as it was read a moment ago.
+    pub fn meets(&self, requires: &[Require], now: BootMs) -> bool {
+        let fresh = self.inventory.as_ref().filter(|_| now.saturating_sub(self.read_at) <= FRESH_MS);
+        let figure = |value: &Option<i64>| value.map(|mean| Figure { mean, over: 0 });
+        let figures: Vec<Option<Figure>> = self.before.iter().map(figure).collect();
+        let facts = fresh.map(|inventory| Facts { inventory, figures: &figures });
+        requires.iter().all(|require| require.check(facts).is_ok())
     }
 
     /// The inventory, when this connection does not know it. A full sample must follow.
@@ -265,6 +280,24 @@ mod tests {
         read(&mut reports, [Some(121), Some(511), Some(0), None], 2_000);
         let Some(Report::Delta(delta)) = reports.report(2_000) else { panic!("no delta") };
         assert_eq!(delta.figures.len(), 2);
+    }
+
+    #[test]
+    fn requirements_are_met_by_a_reading_of_now() {
+        let mut reports = started(Profile::Wan);
+        let requires = ["temperatureHeadroomC >= 10", "not throttled"].map(|text| text.parse().unwrap());
+        for (values, at, want) in [
+            ([None, Some(900), None, Some(0)], 0, true),
+            ([None, Some(901), None, Some(0)], 0, false),
+            ([None, Some(900), None, None], 0, false),
+            ([None, Some(900), None, Some(0)], FRESH_MS, true),
+            ([None, Some(900), None, Some(0)], FRESH_MS + 1, false),
+        ] {
+            read(&mut reports, values, 0);
+            assert_eq!(reports.meets(&requires, at), want, "{values:?} at {at}");
+        }
+        assert!(Reports::new(Profile::Wan).meets(&[], 0));
+        assert!(!Reports::new(Profile::Wan).meets(&requires, 0));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::core::task::{Attempt, End, Task, TaskSpec};
 use crate::event::{NodeView, Traffic};
 use axum::http::StatusCode;
 use dunlin_wire::job::{Delivery, Job, OnDisconnect, Outcome, Report, Shell, layer};
+use dunlin_wire::require::Require;
 use dunlin_wire::{Tag, TaskId, limits};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -115,9 +116,24 @@ pub(super) fn submission(value: Value) -> Result<(Option<TaskId>, TaskSpec), Api
         ttl_ms: fields.number("ttlMs", 1, limits::TTL_MS_MAX)?,
         complete_by: fields.number("completeBy", 1, u64::MAX / 4)?,
         offline_ms: fields.number("maxOfflineMs", 1_000, limits::OFFLINE_MS_MAX)?,
+        requires: requires(&mut fields)?,
     };
     fields.end()?;
     Ok((id, spec))
+}
+
+fn requires(fields: &mut Fields) -> Result<Vec<Require>, ApiError> {
+    let texts: Vec<String> = fields.take("requires")?.unwrap_or_default();
+    if texts.len() > limits::REQUIRES_MAX {
+        return Err(ApiError::field("requires", format!("must have at most {}", limits::REQUIRES_MAX)));
+    }
+    let parse = |(n, text): (usize, &String)| {
+        text.parse::<Require>().map_err(|e| ApiError::field(format!("requires[{n}]"), e.to_string()))
+    };
+    let mut requires = texts.iter().enumerate().map(parse).collect::<Result<Vec<_>, _>>()?;
+    requires.sort();
+    requires.dedup();
+    Ok(requires)
 }
 
 fn priority(fields: &mut Fields) -> Result<i16, ApiError> {
@@ -164,6 +180,7 @@ pub(super) fn task(task: &Task) -> Value {
         "payload": {"argv": shell.argv, "cwd": shell.cwd, "env": env},
         "targetNodeId": task.spec.target.as_ref().map(|n| n.as_str()),
         "requiredTags": task.spec.tags.iter().map(Tag::as_str).collect::<Vec<_>>(),
+        "requires": task.spec.requires.iter().map(Require::to_string).collect::<Vec<_>>(),
         "priority": task.spec.priority,
         "maxAttempts": task.spec.attempts_max,
         "timeoutMs": task.spec.timeout_ms,

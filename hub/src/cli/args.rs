@@ -89,6 +89,10 @@ pub(super) struct SubmitArgs {
     /// Only on nodes with this tag (`gpu`, `site:oslo`, `actuator:*`); may be repeated.
     #[arg(long)]
     pub tag: Vec<String>,
+    /// What the board must say of itself: `gpuMemoryFreeMib >= 2048`, `memoryFreeMib`, `diskFreeMib`,
+    /// `temperatureHeadroomC >= 10`, `powerMode == "MAXN"`, `l4t >= 36.4`, `not throttled`; may be repeated.
+    #[arg(long, value_name = "EXPR")]
+    pub require: Vec<String>,
     /// low, normal, high, urgent, or -10 to 100.
     #[arg(long, allow_hyphen_values = true)]
     pub priority: Option<String>,

@@ -99,6 +99,7 @@ fn body(args: &SubmitArgs) -> Result<Value, Failure> {
         "kind": "shell",
         "payload": {"argv": args.argv, "env": env},
         "requiredTags": args.tag,
+        "requires": args.require,
     });
     let mut set = |name: &str, value: Option<Value>| {
         if let Some(value) = value {

@@ -5,7 +5,9 @@
 //! changed since then are looked at.
 
 use super::task::Task;
+use super::telemetry::Current;
 use dunlin_wire::job::Delivery;
+use dunlin_wire::require::Require;
 use dunlin_wire::{NodeName, Tag, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,6 +23,8 @@ pub struct Need {
     pub denied_by: Vec<NodeName>,
     /// A node whose handshake is over: it may be granted at most once, so not to somebody who repeats a node's words.
     pub confirmed: bool,
+    /// What the node's board must say of itself.
+    pub requires: Vec<Require>,
 }
 
 impl Need {
@@ -30,7 +34,13 @@ impl Need {
         denied_by.sort();
         denied_by.dedup();
         let confirmed = task.spec.delivery == Delivery::AtMostOnce;
-        Self { target: task.spec.target.clone(), tags: task.spec.tags.clone(), denied_by, confirmed }
+        Self {
+            target: task.spec.target.clone(),
+            tags: task.spec.tags.clone(),
+            denied_by,
+            confirmed,
+            requires: task.spec.requires.clone(),
+        }
     }
 
     /// Whether a node of that name with those tags has it.
@@ -38,6 +48,12 @@ impl Need {
         self.target.as_ref().is_none_or(|t| t == name)
             && !self.denied_by.contains(name)
             && self.tags.iter().all(|tag| held.iter().any(|h| tag.matches(h)))
+    }
+
+    /// The first requirement that a board does not meet, with what it says instead.
+    pub fn unmet(&self, board: Option<&Current>) -> Option<String> {
+        let facts = board.map(Current::facts);
+        self.requires.iter().find_map(|require| require.check(facts).err())
     }
 }
 
@@ -65,11 +81,14 @@ struct Seat {
     load: u32,
     tags: Arc<[Tag]>,
     confirmed: bool,
+    // What its board last said, and until when that is believed, in monotonic milliseconds.
+    board: Option<(Current, u64)>,
 }
 
 impl Seat {
-    fn suits(&self, name: &NodeName, need: &Need) -> bool {
-        (self.confirmed || !need.confirmed) && need.fits(name, &self.tags)
+    fn suits(&self, name: &NodeName, need: &Need, now: u64) -> bool {
+        let board = self.board.as_ref().filter(|(_, until)| now <= *until).map(|(board, _)| board);
+        (self.confirmed || !need.confirmed) && need.fits(name, &self.tags) && need.unmet(board).is_none()
     }
 }
 
@@ -104,9 +123,17 @@ impl Schedule {
     /// A node can take a task now; `load` is what it holds already, `confirmed` whether its handshake is over.
     pub fn seat(&mut self, name: &NodeName, load: u32, tags: Arc<[Tag]>, confirmed: bool) {
         self.unseat(name);
-        self.seats.insert(name.clone(), Seat { load, tags, confirmed });
+        self.seats.insert(name.clone(), Seat { load, tags, confirmed, board: None });
         self.order.insert((load, name.clone()));
         self.changed_nodes.insert((load, name.clone()));
+    }
+
+    /// What a seated node's board last said, and until when that is believed, in monotonic milliseconds. Seating it anew
+    /// forgets this.
+    pub fn tell(&mut self, name: &NodeName, board: Current, until: u64) {
+        if let Some(seat) = self.seats.get_mut(name) {
+            seat.board = Some((board, until));
+        }
     }
 
     /// A node can take nothing now. Harmless when it could not.
@@ -119,17 +146,17 @@ impl Schedule {
     }
 
     /// The next grant to make. The caller then removes the task and seats the node anew, or unseats it; both must
-    /// happen before the next call.
-    pub fn next_grant(&mut self) -> Option<(TaskId, NodeName)> {
+    /// happen before the next call. `now` is in monotonic milliseconds.
+    pub fn next_grant(&mut self, now: u64) -> Option<(TaskId, NodeName)> {
         while let Some((load, name)) = self.changed_nodes.first().cloned() {
-            if let Some(task) = self.best_task(&name) {
+            if let Some(task) = self.best_task(&name, now) {
                 return Some((task, name));
             }
             self.changed_nodes.remove(&(load, name));
         }
         while let Some(place) = self.changed_tasks.first().cloned() {
             let id = self.groups.get(&place.need).and_then(|group| group.get(&place.rank)).cloned();
-            if let (Some(id), Some(node)) = (id, self.least_loaded(&place.need)) {
+            if let (Some(id), Some(node)) = (id, self.least_loaded(&place.need, now)) {
                 return Some((id, node));
             }
             self.changed_tasks.remove(&place);
@@ -137,37 +164,37 @@ impl Schedule {
         None
     }
 
-    fn best_task(&self, name: &NodeName) -> Option<TaskId> {
+    fn best_task(&self, name: &NodeName, now: u64) -> Option<TaskId> {
         let seat = self.seats.get(name)?;
         let untargeted = self.groups.iter().take_while(|(need, _)| need.target.is_none());
         let first = Need { target: Some(name.clone()), ..Need::default() };
         let targeted = self.groups.range(first..).take_while(|(need, _)| need.target.as_ref() == Some(name));
         untargeted
             .chain(targeted)
-            .filter(|(need, _)| seat.suits(name, need))
+            .filter(|(need, _)| seat.suits(name, need, now))
             .filter_map(|(_, group)| group.first_key_value())
             .min_by_key(|(rank, _)| **rank)
             .map(|(_, id)| id.clone())
     }
 
-    fn least_loaded(&self, need: &Need) -> Option<NodeName> {
+    fn least_loaded(&self, need: &Need, now: u64) -> Option<NodeName> {
         if let Some(name) = &need.target {
             let seat = self.seats.get(name)?;
-            return seat.suits(name, need).then(|| name.clone());
+            return seat.suits(name, need, now).then(|| name.clone());
         }
         let mut names = self.order.iter().map(|(_, name)| name);
-        names.find(|name| self.seats.get(*name).is_some_and(|seat| seat.suits(name, need))).cloned()
+        names.find(|name| self.seats.get(*name).is_some_and(|seat| seat.suits(name, need, now))).cloned()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dunlin_wire::telemetry::{Figure, Inventory, Slot};
 
     fn place(rank: i64, seq: u64, tags: &[&str], target: Option<&str>) -> Place {
         let tags = tags.iter().map(|t| t.parse().unwrap()).collect();
-        let need =
-            Need { target: target.map(|t| t.parse().unwrap()), tags, denied_by: vec![], confirmed: false };
+        let need = Need { target: target.map(|t| t.parse().unwrap()), tags, ..Need::default() };
         Place { rank: (rank, seq), need }
     }
 
@@ -178,7 +205,7 @@ mod tests {
         free: &mut BTreeMap<NodeName, (u32, u32)>,
     ) -> Vec<String> {
         let mut granted = Vec::new();
-        while let Some((task, node)) = schedule.next_grant() {
+        while let Some((task, node)) = schedule.next_grant(0) {
             let place = places.iter().find(|(id, _)| *id == task.as_str()).unwrap();
             schedule.remove(&place.1);
             let tags = schedule.seats[&node].tags.clone();
@@ -268,9 +295,9 @@ mod tests {
         let mut schedule = Schedule::default();
         schedule.insert(place, id.clone());
         schedule.seat(&node, 0, Arc::from([]), false);
-        assert_eq!(schedule.next_grant(), None);
+        assert_eq!(schedule.next_grant(0), None);
         schedule.seat(&node, 0, Arc::from([]), true);
-        assert_eq!(schedule.next_grant(), Some((id, node)));
+        assert_eq!(schedule.next_grant(0), Some((id, node)));
     }
 
     #[test]
@@ -278,5 +305,29 @@ mod tests {
         let mut refused = place(0, 1, &[], None);
         refused.need.denied_by = vec!["a".parse().unwrap()];
         check(&[("a", 1, &[]), ("b", 1, &[])], &[("t1", refused)], &["t1>b"]);
+    }
+
+    #[test]
+    fn requirements_are_decided_on_fresh_figures_and_again_when_they_change() {
+        let (node, id): (NodeName, TaskId) = ("a".parse().unwrap(), "t1".parse().unwrap());
+        let mut place = place(0, 1, &[], None);
+        place.need.requires = vec!["memoryFreeMib >= 100".parse().unwrap()];
+        let mut schedule = Schedule::default();
+        let seat = |schedule: &mut Schedule, free: i64| {
+            schedule.seat(&node, 0, Arc::from([]), true);
+            let inventory = Inventory { slots: vec![Slot::MemoryAvailable], ..Inventory::default() };
+            let figures = [Some(Figure { mean: free, over: 0 })];
+            let board = Current { inventory: inventory.into(), figures: figures.into(), at: 0 };
+            schedule.tell(&node, board, 1000);
+        };
+        schedule.insert(place, id.clone());
+        schedule.seat(&"a".parse().unwrap(), 0, Arc::from([]), true);
+        assert_eq!(schedule.next_grant(0), None, "unknown is not met");
+        seat(&mut schedule, 99);
+        assert_eq!(schedule.next_grant(0), None);
+        seat(&mut schedule, 100);
+        assert_eq!(schedule.next_grant(1001), None, "too old");
+        seat(&mut schedule, 100);
+        assert_eq!(schedule.next_grant(1000), Some((id, "a".parse().unwrap())));
     }
 }

@@ -1,6 +1,7 @@
 //! The record of a task and its attempts. How it moves is in [`super::step`].
 
 use dunlin_wire::job::{CancelledBy, Delivery, Job, OnDisconnect, Outcome, Report};
+use dunlin_wire::require::Require;
 use dunlin_wire::{ClaimId, Fence, NodeName, Tag, TaskId};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,8 @@ pub struct TaskSpec {
     pub complete_by: Option<u64>,
     /// How long a `carryOn` attempt is held while its agent is away, in milliseconds.
     pub offline_ms: Option<u64>,
+    /// What the node's board must say of itself, sorted, without duplicates.
+    pub requires: Vec<Require>,
 }
 
 /// Where a task is.

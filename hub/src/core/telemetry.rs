@@ -1,6 +1,7 @@
 //! What a board last said of itself, and a short history of it. Pure: times come in as values.
 
 use dunlin_wire::limits::DELTA_MAX;
+use dunlin_wire::require::Facts;
 use dunlin_wire::telemetry::{Figure, Inventory, Sample, Slot};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -75,9 +76,19 @@ impl Board {
 }
 
 impl Current {
+    /// What requirements are decided on.
+    pub fn facts(&self) -> Facts<'_> {
+        Facts { inventory: &self.inventory, figures: &self.figures }
+    }
+
+    /// Until when they tell anything, in monotonic milliseconds.
+    pub fn until(&self, report_ms: u64) -> u64 {
+        self.at.saturating_add(report_ms.saturating_mul(MISSED_MAX))
+    }
+
     /// Whether they still tell anything, when reports come every `report_ms`.
     pub fn is_fresh(&self, mono: u64, report_ms: u64) -> bool {
-        mono.saturating_sub(self.at) <= report_ms.saturating_mul(MISSED_MAX)
+        mono <= self.until(report_ms)
     }
 }
 

@@ -16,7 +16,7 @@ impl Hub {
         if self.halted {
             return Ok(());
         }
-        while let Some((id, node)) = self.schedule.next_grant() {
+        while let Some((id, node)) = self.schedule.next_grant(turn.now.mono) {
             self.grant(&id, &node, turn)?;
         }
         Ok(())
@@ -85,6 +85,7 @@ impl Hub {
             timeout_ms: task.spec.timeout_ms,
             on_disconnect: task.spec.on_disconnect,
             delivery: task.spec.delivery,
+            requires: task.spec.requires.clone(),
         };
         turn.send(session.conn, ToAgent::Grant(Box::new(grant)));
     }
@@ -107,6 +108,9 @@ impl Hub {
             && !member.unresponsive;
         if ready {
             self.schedule.seat(name, load, member.tags.clone(), !early);
+            if let Some(board) = member.board.current() {
+                self.schedule.tell(name, board.clone(), board.until(self.report_ms(member)));
+            }
         } else {
             self.schedule.unseat(name);
         }

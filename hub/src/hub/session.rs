@@ -90,6 +90,7 @@ impl Hub {
             }
             ToHub::Sample(sample) => {
                 self.handle_sample(name, &sample, turn);
+                self.seat(name);
                 Ok(())
             }
             ToHub::Hello(_)

@@ -4,6 +4,7 @@ use super::{Hub, Member, Turn};
 use crate::core::health::Health;
 use crate::core::schedule::Need;
 use crate::core::task::{State, Task};
+use crate::core::telemetry::Current;
 use crate::event::{Figures, NodeView, Why};
 use dunlin_wire::NodeName;
 
@@ -91,6 +92,8 @@ impl Hub {
                 fits = true;
                 if let Some((code, text)) = self.not_ready(name, member, turn) {
                     reasons.push((code, text));
+                } else if let Some(text) = self.unmet(&need, name, member, turn) {
+                    reasons.push(("requirement", text));
                 }
             } else if need.denied_by.contains(name) {
                 reasons.push(("denied", format!("node `{name}` refused it")));
@@ -139,6 +142,18 @@ impl Hub {
             return of("no_claim", "has no free slot");
         }
         None
+    }
+
+    /// What a ready node's board does not meet, and how old that is.
+    fn unmet(&self, need: &Need, name: &NodeName, member: &Member, turn: &Turn<'_>) -> Option<String> {
+        let fresh = |board: &&Current| board.is_fresh(turn.now.mono, self.report_ms(member));
+        let known = member.board.current();
+        let unmet = need.unmet(known.filter(fresh))?;
+        let age = match known {
+            Some(board) => format!("as of {} s ago", turn.now.mono.saturating_sub(board.at) / 1000),
+            None => "it has reported nothing".into(),
+        };
+        Some(format!("node `{name}`: {unmet} ({age})"))
     }
 
     fn nearest(&self, need: &Need) -> String {

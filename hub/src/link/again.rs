@@ -94,6 +94,7 @@ mod tests {
             timeout_ms: None,
             on_disconnect: OnDisconnect::Fence,
             delivery: Delivery::AtLeastOnce,
+            requires: vec![],
         }))
     }
 

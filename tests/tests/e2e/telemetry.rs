@@ -2,7 +2,7 @@
 
 use super::fleet;
 use dunlin_tests::until;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 #[test]
 fn a_board_s_figures_come_age_and_go() {
@@ -64,9 +64,40 @@ fn an_agent_that_is_told_so_says_nothing() {
     std::fs::write(&path, format!("telemetry = false\n{before}")).unwrap();
     let _agent = fleet.start_agent("quiet").unwrap();
     fleet.wait_health("quiet", "healthy");
-    let id = fleet.submit(&["/usr/bin/uname", "-a"], serde_json::json!({})).unwrap();
+    let id = fleet.submit(&["/usr/bin/uname", "-a"], json!({})).unwrap();
     fleet.wait_ended(&id);
     // As long as it takes to say something twice.
     std::thread::sleep(std::time::Duration::from_secs(3));
     assert_eq!(fleet.node("quiet")["telemetry"], Value::Null);
+}
+
+#[test]
+fn a_task_waits_for_a_board_that_meets_its_requirements() {
+    let (_dir, fleet) = fleet();
+    let _hub = fleet.start_hub().unwrap();
+    let _agent = fleet.add_agent("a", &[]).unwrap();
+    let submit = |require: &str| fleet.submit(&["/usr/bin/uname", "-a"], json!({"requires": [require]}));
+    let met = submit("memoryFreeMib >= 1").unwrap();
+    let task = fleet.wait_ended(&met);
+    assert_eq!((&task["status"], &task["requires"]), (&json!("done"), &json!(["memoryFreeMib >= 1"])));
+    let unmet = submit("memoryFreeMib>=999999999").unwrap();
+    let reason = until("the board's figures are named", || {
+        let why = fleet.get(&format!("/v1/tasks/{unmet}/why")).unwrap();
+        let reason = why["reasons"].as_array()?.iter().find(|r| r["code"] == "requirement")?.clone();
+        Some(reason["message"].as_str()?.to_owned())
+    });
+    assert!(reason.contains("node `a`: memoryFreeMib is "), "{reason}");
+    assert!(reason.contains(", not >= 999999999 (as of "), "{reason}");
+    assert_eq!(fleet.task(&unmet)["status"], "queued");
+    let body = json!({"payload": {"argv": ["/x"]}, "requires": ["not throttled", "memory > 3"]});
+    let (status, refused) = fleet.call("POST", "/v1/tasks", Some(&body)).unwrap();
+    assert_eq!((status, &refused["error"]["field"]), (400, &json!("requires[1]")), "{refused:#}");
+    let message = refused["error"]["message"].as_str().unwrap();
+    assert!(message.contains("`memory` is not known; there are gpuMemoryFreeMib"), "{message}");
+    let submitted = fleet
+        .command("dunlin")
+        .args(["submit", "--wait", "--require", "diskFreeMib >= 0", "--", "/usr/bin/uname", "-a"])
+        .output()
+        .unwrap();
+    assert_eq!(submitted.status.code(), Some(0), "{}", String::from_utf8_lossy(&submitted.stderr));
 }

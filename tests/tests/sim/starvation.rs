@@ -36,6 +36,7 @@ pub fn run() {
             ttl_ms: None,
             complete_by: None,
             offline_ms: None,
+            requires: vec![],
         };
         ask(hub, Request::Submit { id: Some(id.parse().unwrap()), spec: Box::new(spec) }, now);
     };

@@ -307,6 +307,7 @@ impl World {
             ttl_ms: None,
             complete_by: None,
             offline_ms: Some(60_000),
+            requires: vec![],
         };
         let asked = Asked::Submit(id.clone(), spec.attempts_max);
         self.ask_hub(asked, Request::Submit { id: Some(id), spec: Box::new(spec) });

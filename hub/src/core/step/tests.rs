@@ -18,6 +18,7 @@ fn task(attempts_max: u32, delivery: Delivery) -> Task {
         ttl_ms: None,
         complete_by: None,
         offline_ms: None,
+        requires: vec![],
     };
     Task::new("t".parse().unwrap(), spec, 1, 0, 0)
 }

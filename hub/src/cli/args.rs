@@ -58,6 +58,12 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Watch the nodes: load, GPU, memory, temperature, and the queue.
+    Top {
+        /// One frame as text; so it is too when the output is no terminal.
+        #[arg(long)]
+        once: bool,
+    },
     /// One node.
     Node {
         #[command(subcommand)]

@@ -4,6 +4,7 @@ mod args;
 mod client;
 mod hub_url;
 mod show;
+mod top;
 mod trust;
 mod wait;
 
@@ -43,6 +44,7 @@ fn run(client: &Client, command: Command) -> Result<u8, Failure> {
             show::tasks(&page["tasks"], json);
         }
         Command::Dlq { json } => show::tasks(&client.get("/v1/dlq?limit=500")?["tasks"], json),
+        Command::Top { once } => top::run(client, once)?,
         Command::Nodes { json } => show::nodes(&client.get("/v1/nodes")?["nodes"], json),
         Command::Task { command } => task(client, command)?,
         Command::Node { command } => node(client, command)?,

@@ -101,3 +101,19 @@ fn a_task_waits_for_a_board_that_meets_its_requirements() {
         .unwrap();
     assert_eq!(submitted.status.code(), Some(0), "{}", String::from_utf8_lossy(&submitted.stderr));
 }
+
+#[test]
+fn top_prints_a_frame_where_there_is_no_terminal() {
+    let (_dir, fleet) = fleet();
+    let _hub = fleet.start_hub().unwrap();
+    let _agent = fleet.add_agent("heron", &[]).unwrap();
+    let frame = until("a share of the CPU", || {
+        let shown = fleet.command("dunlin").arg("top").output().unwrap();
+        assert_eq!(shown.status.code(), Some(0), "{}", String::from_utf8_lossy(&shown.stderr));
+        let text = String::from_utf8(shown.stdout).unwrap();
+        let line = text.lines().find(|line| line.starts_with("heron"))?.to_owned();
+        line.contains('%').then_some(text)
+    });
+    assert!(frame.starts_with("1 nodes, 1 up   0 queued, 0 running\n"), "{frame}");
+    assert!(!frame.contains('\u{1b}'), "{frame}");
+}

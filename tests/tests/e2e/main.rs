@@ -7,6 +7,7 @@ mod board;
 mod faults;
 mod https;
 mod nodes;
+mod restart;
 mod uplink;
 mod uplinks;
 mod wan;

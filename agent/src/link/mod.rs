@@ -16,9 +16,11 @@ use dunlin_wire::message::{Numbered, Profile};
 use dunlin_wire::telemetry::Sample;
 use dunlin_wire::window::FlooredConfig;
 use dunlin_wire::{CloseCode, Fence, Key, backoff, version};
-use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, TransportConfig, VarInt, ZeroRttAccepted};
+use quinn::{
+    ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt, ZeroRttAccepted,
+};
 use session::{Ended, Ends};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -164,6 +166,15 @@ struct Failure {
     word: Option<String>,
 }
 
+/// An endpoint for one connection: its packets are told by the socket that they come to, so the hub need not name a
+/// connection id in each (RFC 9000 section 5.1).
+fn endpoint(local: SocketAddr) -> std::io::Result<Endpoint> {
+    let mut config = EndpointConfig::default();
+    config.cid_generator(|| Box::new(quinn_proto::RandomConnectionIdGenerator::new(0)));
+    let runtime = quinn::default_runtime().ok_or_else(|| std::io::Error::other("no tokio runtime"))?;
+    Endpoint::new(config, None, UdpSocket::bind(local)?, runtime)
+}
+
 /// A connection, or one that takes early data while it is made.
 async fn connect(
     hub: &str,
@@ -177,7 +188,7 @@ async fn connect(
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
-        let endpoint = Endpoint::client(local).map_err(|e| fail(format!("no UDP socket: {e}")))?;
+        let endpoint = endpoint(local).map_err(|e| fail(format!("no UDP socket: {e}")))?;
         let connecting = endpoint.connect_with(client.clone(), addr, version::SERVER_NAME);
         let connecting = match connecting.map_err(|e| fail(e.to_string()))?.into_0rtt() {
             Ok((connection, early)) => return Ok((endpoint, connection, Some(early))),

@@ -7,6 +7,7 @@ mod board;
 mod faults;
 mod https;
 mod nodes;
+mod restart;
 mod telemetry;
 mod uplink;
 mod uplinks;

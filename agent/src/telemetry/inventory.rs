@@ -19,16 +19,21 @@ impl Shape {
         found.truncate(SLOTS_MAX);
         let mut slots = self.known.as_ref().map_or_else(Vec::new, |known| known.slots.clone());
         let mut values = vec![None; slots.len()];
+        let mut seen = vec![false; slots.len()];
         for (slot, value) in found {
             match slots.iter().position(|known| known.words() == slot.words()) {
+                // Two of one name cannot be told apart: the first counts.
+                Some(at) if seen[at] => {}
                 Some(at) => {
                     // What belongs to it, as a size or a trip point, may be another now.
                     slots[at] = slot;
                     values[at] = value;
+                    seen[at] = true;
                 }
                 None if value.is_some() && slots.len() < SLOTS_MAX => {
                     slots.push(slot);
                     values.push(value);
+                    seen.push(true);
                 }
                 None => {}
             }
@@ -177,6 +182,8 @@ mod tests {
         let first = shape.reading(&report);
         assert_eq!(first.inventory.slots, [Slot::Rail { name: "VDD?IN".into() }]);
         assert_eq!((first.values, first.inventory.number), (vec![Some(-392)], 1));
+        report.rails = vec![rail(Some(-391)), rail(Some(7))];
+        assert_eq!(shape.reading(&report).values, [Some(-391)], "the first of two of one name");
         report.rails = vec![rail(None)];
         report.uptime_s = Some(5.0);
         let off = shape.reading(&report);

@@ -18,6 +18,9 @@ pub fn spawn(mounts: Vec<PathBuf>, tell: impl Fn(Reading) -> bool + Send + 'stat
     let run = move || {
         let mut reader = Reader::new(Sysroot::default(), mounts);
         let mut shape = Shape::default();
+        // Shares take two readings. An inventory without them would be told, and told again.
+        reader.read();
+        std::thread::sleep(EVERY);
         while tell(shape.reading(&reader.read())) {
             std::thread::sleep(EVERY);
         }

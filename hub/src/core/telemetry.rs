@@ -206,16 +206,24 @@ impl History {
         at.and_then(|at| at.try_into().ok())
     }
 
-    /// The names, when there are more than on disk, and rows that are over. They are taken: the caller keeps them.
-    pub fn flush(&mut self, wall: u64) -> (Option<&[String]>, Vec<(Tier, Row)>) {
+    /// Whether there are more names than on disk.
+    pub fn has_new_names(&self) -> bool {
+        self.names.len() > self.names_kept
+    }
+
+    /// The names are on disk, with the transaction that is under way.
+    pub fn handle_names_kept(&mut self) {
+        self.names_kept = self.names.len();
+    }
+
+    /// Rows that are over. They are taken: the caller keeps them, the names before.
+    pub fn flush(&mut self, wall: u64) -> Vec<(Tier, Row)> {
         for (tier, bin) in Tier::ALL.into_iter().zip(&mut self.bins) {
             if !bin.means.is_empty() && bin.row.at_ms + tier.step_ms() <= wall {
                 self.done.push((tier, std::mem::take(bin).row));
             }
         }
-        let more = self.names.len() > self.names_kept;
-        self.names_kept = self.names.len();
-        (more.then_some(&self.names), std::mem::take(&mut self.done))
+        std::mem::take(&mut self.done)
     }
 }
 
@@ -307,7 +315,7 @@ mod tests {
             let figures = [(0, Some(n as i64 % 6)), (1, Some(n as i64))];
             assert!(board.handle_sample(&sample(n as u32 + 1, None, &figures), at, at));
             if n % 6 == 0 {
-                rows.extend(board.history.flush(at).1);
+                rows.extend(board.history.flush(at));
             }
         }
         assert_eq!(board.history.raw().count(), 361, "an hour of one in 10 s");

@@ -50,9 +50,12 @@ impl Hub {
         let (used, max) = self.store.bytes()?;
         let room = used <= max / 10 * 9;
         for (name, member) in &mut self.members {
-            let (names, rows) = member.board.history.flush(turn.now.wall);
-            if let Some(names) = names.filter(|_| room) {
-                turn.write.put_series(name, names)?;
+            let history = &mut member.board.history;
+            let rows = history.flush(turn.now.wall);
+            // Rows name series by their places, so those are kept first or not at all.
+            if room && history.has_new_names() {
+                turn.write.put_series(name, &history.names)?;
+                history.handle_names_kept();
             }
             for (tier, row) in rows {
                 if room {

@@ -65,6 +65,7 @@ pub fn run(config: &Config) -> Result<()> {
         hub: enrolled.hub,
         key,
         profile: enrolled.profile,
+        files: files.clone(),
         store: store.clone(),
     };
     let link = std::thread::Builder::new().name("link".into()).spawn({

@@ -20,6 +20,8 @@ pub enum Event {
     Confirmed,
     /// The hub answered, if only by acknowledging.
     Heard,
+    /// The hub asks whether we live.
+    Asked,
     /// The connection goes on from another socket.
     Rebound,
     /// It is gone.

@@ -108,6 +108,7 @@ impl Core {
             Event::Confirmed => self.handle_confirmed(now, out),
             Event::Disconnected => self.handle_disconnected(out),
             Event::Heard => self.handle_heard(now),
+            Event::Asked => self.handle_asked(now, out),
             Event::Rebound => self.keepalive.handle_rebound(),
             Event::FromHub(message) => self.handle_hub(message, now, out),
             Event::FromExec(message) => self.handle_exec(message, now, out),

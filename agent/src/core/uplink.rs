@@ -212,6 +212,13 @@ impl Core {
         }
     }
 
+    pub(super) fn handle_asked(&mut self, now: BootMs, out: &mut Vec<Effect>) {
+        let Some(link) = self.link.as_mut().filter(|link| link.welcome) else { return };
+        link.heard_at = now;
+        link.said_at = now;
+        out.push(Effect::Beat { every_ms: self.keepalive.every_ms(), sample: self.sample.take() });
+    }
+
     /// How often leases are renewed: at a third of the shortest. `None` when there are none.
     fn renew_ms(&self) -> Option<u64> {
         let live = self.attempts.values().filter(|a| matches!(a.phase, Phase::Waiting | Phase::Running));

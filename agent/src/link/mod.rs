@@ -3,6 +3,7 @@
 //! What is said comes from the core, what is heard goes to it. Deliberately absent: what a message means.
 
 mod join;
+mod known;
 mod session;
 mod tls;
 
@@ -11,10 +12,12 @@ pub use tls::{Tickets, client_config as client_tls};
 
 use crate::core::uplinks::{POSTURE, Uplink};
 use crate::event::{Effect, Event};
+use crate::files::Files;
 use crate::store::Store;
 use dunlin_wire::message::{HostSample, Numbered, Profile};
 use dunlin_wire::window::FlooredConfig;
 use dunlin_wire::{CloseCode, Fence, Key, backoff, version};
+use known::Known;
 use quinn::{
     ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt, ZeroRttAccepted,
 };
@@ -86,6 +89,8 @@ pub struct LinkConfig {
     pub key: Vec<u8>,
     /// Decides the idle timeout.
     pub profile: Profile,
+    /// The data directory.
+    pub files: Files,
     /// Where outcomes and output are read from.
     pub store: Arc<Store>,
 }
@@ -102,12 +107,15 @@ pub async fn run(
 ) -> Result<(), rustls::Error> {
     // One client configuration for the life of the process: session tickets belong to it.
     let tickets = Arc::new(Tickets::default());
-    let client = client_config(&config.key, config.hub, config.profile, tickets.clone())?;
+    let mut client = client_config(&config.key, config.hub, config.profile, tickets.clone())?;
+    let known = Arc::new(Known::load(config.files.clone()));
+    client.token_store(known.clone());
     let mut failures = 0;
     loop {
         for uplink in &config.hubs {
             let (hub, label) = (&uplink.addr, uplink.label());
             tickets.keep(failures >= TICKET_TRIES);
+            client.transport_config(Arc::new(transport(config.profile, known.initial_rtt())));
             let error = match connect(hub, &client).await {
                 Ok((endpoint, connection, early)) => {
                     let in_early = early.is_some();
@@ -124,7 +132,10 @@ pub async fn run(
                     if ended.is_err() || events.send(Event::Disconnected).await.is_err() {
                         return Ok(());
                     }
-                    failures *= u32::from(!matches!(ended, Ok(Ended::Stood)));
+                    if matches!(ended, Ok(Ended::Stood)) {
+                        failures = 0;
+                        known.put_rtt(connection.rtt());
+                    }
                     why
                 }
                 Err(error) => error,
@@ -226,6 +237,11 @@ fn client_config(
     tickets: Arc<Tickets>,
 ) -> Result<ClientConfig, rustls::Error> {
     let mut client = ClientConfig::new(Arc::new(tls::client_config(pkcs8, hub, tickets)?));
+    client.transport_config(Arc::new(transport(profile, None)));
+    Ok(client)
+}
+
+fn transport(profile: Profile, initial_rtt: Option<Duration>) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let idle = Duration::from_millis(profile.idle_ms());
     transport
@@ -242,8 +258,10 @@ fn client_config(
         // Discovery costs 11 kB a connection.
         transport.mtu_discovery_config(None);
     }
-    client.transport_config(Arc::new(transport));
-    Ok(client)
+    if let Some(rtt) = initial_rtt {
+        transport.initial_rtt(rtt);
+    }
+    transport
 }
 
 /// A number in `0.0..1.0`.

@@ -145,8 +145,12 @@ async fn steady(
             command = commands.recv() => command.ok_or(Gone),
             datagram = connection.read_datagram() => {
                 let Ok(datagram) = datagram else { return Ok(Ended::Stood) };
-                if let Ok(FromHub::Again(message)) = postcard::from_bytes(&datagram) {
-                    events.send(Event::FromHub(*message)).await.map_err(|_| Gone)?;
+                match postcard::from_bytes(&datagram) {
+                    Ok(FromHub::Again(message)) => {
+                        events.send(Event::FromHub(*message)).await.map_err(|_| Gone)?;
+                    }
+                    Ok(FromHub::Ask) => events.send(Event::Asked).await.map_err(|_| Gone)?,
+                    Ok(FromHub::Echo) | Err(_) => {}
                 }
                 continue;
             }

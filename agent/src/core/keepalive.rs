@@ -34,6 +34,11 @@ impl Keepalive {
         self.every
     }
 
+    /// The longest that the profile allows, in milliseconds, whatever the NAT does.
+    pub fn longest_ms(&self) -> u64 {
+        self.longest
+    }
+
     /// A beat goes out after this much silence both ways. The one before it was not complained of, so it held.
     pub fn handle_beat(&mut self, silent_ms: u64) {
         if let Some(tried) = self.tried.take() {

@@ -1,5 +1,6 @@
 //! The connection to the hub: Hello, standing claims, heartbeats, and from when a lease counts.
 
+use super::budget::Thrift;
 use super::keepalive::Keepalive;
 use super::{BLOCK, Core, Phase};
 use crate::clock::BootMs;
@@ -216,7 +217,12 @@ impl Core {
         let Some(link) = self.link.as_mut().filter(|link| link.welcome) else { return };
         link.heard_at = now;
         link.said_at = now;
-        out.push(Effect::Beat { every_ms: self.keepalive.every_ms(), sample: self.sample.take() });
+        out.push(Effect::Beat { every_ms: self.every_ms(), sample: self.sample.take() });
+    }
+
+    /// Longest silence, in milliseconds.
+    fn every_ms(&self) -> u64 {
+        if self.thrift > Thrift::None { self.keepalive.longest_ms() } else { self.keepalive.every_ms() }
     }
 
     /// How often leases are renewed: at a third of the shortest. `None` when there are none.
@@ -229,7 +235,7 @@ impl Core {
         if !link.welcome {
             return WELCOME_MS;
         }
-        let every = self.renew_ms().unwrap_or(u64::MAX).min(self.keepalive.every_ms());
+        let every = self.renew_ms().unwrap_or(u64::MAX).min(self.every_ms());
         (every * 5 / 2).max(SILENCE_MS_MIN)
     }
 
@@ -240,7 +246,7 @@ impl Core {
             return Some(dead);
         }
         let renew = self.renew_ms().map(|every| link.beat_at + every);
-        Some(dead.min(link.said_at + self.keepalive.every_ms()).min(renew.unwrap_or(BootMs::MAX)))
+        Some(dead.min(link.said_at + self.every_ms()).min(renew.unwrap_or(BootMs::MAX)))
     }
 
     pub(super) fn beat_when_due(&mut self, now: BootMs, out: &mut Vec<Effect>) {
@@ -255,9 +261,9 @@ impl Core {
         if self.renew_ms().is_some_and(|every| now >= link.beat_at + every) {
             return self.renew(now, out);
         }
-        if now >= link.said_at + self.keepalive.every_ms() {
+        if now >= link.said_at + self.every_ms() {
             self.keepalive.handle_beat(now - link.said_at.max(link.heard_at));
-            let every_ms = self.keepalive.every_ms();
+            let every_ms = self.every_ms();
             out.push(Effect::Beat { every_ms, sample: self.sample.take() });
             if let Some(link) = self.link.as_mut() {
                 link.said_at = now;

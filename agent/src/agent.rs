@@ -9,6 +9,7 @@ use crate::exec::message::{Decision, FromExec, ToExec};
 use crate::exec::{ExecConfig, Executor, sweep};
 use crate::files::{Enrolled, Files};
 use crate::link::{self, LinkConfig, LinkState, ToLink};
+use crate::spending::Spending;
 use crate::store::Store;
 use crate::telemetry::sampler;
 use anyhow::{Context, Result};
@@ -18,6 +19,7 @@ use dunlin_wire::message::Role;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::json;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
@@ -61,11 +63,15 @@ pub fn run(config: &Config) -> Result<()> {
     )?;
     let state = LinkState { connected: false, hub: String::new(), last: None, failures: 0 };
     let (state, link_state) = watch::channel(state);
+    let bytes = Arc::new(AtomicU64::new(0));
+    let spending = Spending::load(config.monthly, &files, bytes.clone(), clock::boot_ms());
     let link = LinkConfig {
         hubs: uplinks.clone(),
         hub: enrolled.hub,
         key,
         profile: enrolled.profile,
+        files: files.clone(),
+        bytes,
         store: store.clone(),
     };
     let link = std::thread::Builder::new().name("link".into()).spawn({
@@ -93,6 +99,7 @@ pub fn run(config: &Config) -> Result<()> {
         files,
         link_state,
         uplinks,
+        spending,
         looked_at: 0,
         status: String::new(),
     };
@@ -166,6 +173,7 @@ struct Agent {
     files: Files,
     link_state: watch::Receiver<LinkState>,
     uplinks: Vec<Uplink>,
+    spending: Spending,
     looked_at: BootMs,
     status: String,
 }
@@ -196,6 +204,7 @@ impl Agent {
             if now >= self.looked_at + STATUS_MS {
                 self.looked_at = now;
                 look = true;
+                waiting.extend(self.spending.look(now).map(Event::Thrift));
             }
             for event in waiting.drain(..) {
                 let event = self.check_room(event);
@@ -282,6 +291,9 @@ impl Agent {
             "uplinks": uplinks.collect::<Vec<_>>(),
             "lastError": state.last,
             "failures": state.failures,
+            "budget": self.spending.status().map(|(thrift, spent, limit)| {
+                json!({ "state": thrift.as_str(), "spentBytes": spent, "monthlyBytes": limit })
+            }),
             "policy": policy.map(|p| data_encoding::HEXLOWER.encode(&p.digest)),
             "policyError": policy.and_then(|p| p.error.clone()),
         });

@@ -2,7 +2,7 @@
 
 use crate::core::uplinks::{UPLINKS_MAX, Uplink};
 use dunlin_wire::message::Role;
-use dunlin_wire::{Tag, limits};
+use dunlin_wire::{Tag, limits, units};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -28,6 +28,7 @@ struct Raw {
     tags: Vec<String>,
     role: Option<String>,
     telemetry: Option<bool>,
+    monthly: Option<String>,
     log: Option<String>,
     mounts: Option<Vec<PathBuf>>,
     #[serde(default)]
@@ -72,6 +73,8 @@ pub struct Config {
     pub role: Option<Role>,
     /// Whether figures of the host travel with the signs of life.
     pub telemetry: bool,
+    /// Bytes that the uplink may use in 30 days, both ways with headers; `None` for no limit.
+    pub monthly: Option<u64>,
     /// Log level.
     pub log: tracing::Level,
     /// Mounts whose free space is reported.
@@ -120,6 +123,10 @@ impl Config {
         if mounts.len() > MOUNTS_MAX || mounts.iter().any(|path| !path.is_absolute()) {
             return Err(bad(format!("mounts must be at most {MOUNTS_MAX} absolute paths")));
         }
+        let monthly = raw.monthly.map(|text| {
+            let bytes = units::bytes(&text).filter(|bytes| *bytes > 0);
+            bytes.ok_or_else(|| bad(format!("monthly must be a size like `200MiB`, not `{text}`")))
+        });
         let log = raw.log.unwrap_or_else(|| "info".into());
         let data = over.data.clone().or(raw.data).unwrap_or_else(|| DATA.into());
         Ok(Self {
@@ -129,6 +136,7 @@ impl Config {
             slots: raw.slots,
             tags: tags.collect::<Result<_, _>>()?,
             role,
+            monthly: monthly.transpose()?,
             telemetry: raw.telemetry.unwrap_or(true),
             log: log
                 .parse()
@@ -172,6 +180,8 @@ mod tests {
             ("tags = [\"a b\"]\n", "tags: `a b`"),
             ("role = \"boss\"\n", "role must be worker or viewer"),
             ("log = \"loud\"\n", "log must be"),
+            ("monthly = \"200MiB\"\n", ""),
+            ("monthly = \"much\"\n", "monthly must be a size like `200MiB`"),
             ("mounts = [\"/\", \"/data\"]\n", ""),
             ("mounts = [\"data\"]\n", "mounts must be at most 16 absolute paths"),
             ("[[uplink]]\nurl = \"quic://h\"\nlabel = \"LAN\"\n[[uplink]]\nurl = \"[::1]:1\"\n", ""),

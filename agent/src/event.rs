@@ -1,6 +1,7 @@
 //! What the agent's core is told ([`Event`]), what it wants done ([`Effect`]), and what it keeps on disk ([`Write`],
 //! [`Loaded`]). Closed lists, plain data.
 
+use crate::core::budget::Thrift;
 use crate::exec::message::{FromExec, ToExec};
 use dunlin_wire::job::{Delivery, Report, Stream};
 use dunlin_wire::message::{Numbered, Profile, Role, ToAgent};
@@ -22,6 +23,10 @@ pub enum Event {
     Confirmed,
     /// The hub answered, if only by acknowledging.
     Heard,
+    /// The hub asks whether we live.
+    Asked,
+    /// So much of the month's bytes is spent.
+    Thrift(Thrift),
     /// The connection goes on from another socket.
     Rebound,
     /// It is gone.

@@ -26,3 +26,9 @@ pub fn point(name: &str) {
         std::thread::park();
     }
 }
+
+/// After how long a standing connection is made anew, when a test says so (`DUNLIN_STALE_MS`).
+pub fn stale_after() -> Option<std::time::Duration> {
+    let text = cfg!(feature = "fault").then(|| std::env::var("DUNLIN_STALE_MS").ok())??;
+    text.parse().ok().map(std::time::Duration::from_millis)
+}

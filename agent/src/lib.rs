@@ -11,5 +11,6 @@ pub mod exec;
 pub mod fault;
 pub mod files;
 pub mod link;
+pub mod spending;
 pub mod store;
 pub mod telemetry;

@@ -380,6 +380,8 @@ impl Histogram {
 pub enum Effect {
     /// Say this on a connection.
     Send(ConnId, ToAgent),
+    /// Ask whether the agent lives.
+    Ask(ConnId),
     /// Close a connection.
     Close(ConnId, CloseCode),
     /// Answer the API.

@@ -206,6 +206,11 @@ impl Driver {
                     outbox.send(message);
                 }
             }
+            Effect::Ask(conn) => {
+                if let Some(outbox) = self.outboxes.get(&conn) {
+                    outbox.ask();
+                }
+            }
             Effect::Close(conn, code) => {
                 if let Some(outbox) = self.outboxes.remove(&conn) {
                     outbox.close(code);

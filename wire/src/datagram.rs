@@ -25,4 +25,6 @@ pub enum FromHub {
     Echo,
     /// A message that was said on the control stream and not answered, once more: it may be stuck behind a loss.
     Again(Box<ToAgent>),
+    /// You have been silent for long: say that you live. Answered by a beat.
+    Ask,
 }

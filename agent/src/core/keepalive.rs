@@ -34,14 +34,19 @@ impl Keepalive {
         self.every
     }
 
+    /// The longest that the profile allows, in milliseconds, whatever the NAT does.
+    pub fn longest_ms(&self) -> u64 {
+        self.longest
+    }
+
     /// A beat goes out after this much silence both ways. The one before it was not complained of, so it held.
     pub fn handle_beat(&mut self, silent_ms: u64) {
         if let Some(tried) = self.tried.take() {
-            self.good = self.good.max(tried.min(self.longest));
+            self.good = self.good.max(tried);
             self.every = self.next();
         }
-        // A shorter silence shows nothing new.
-        self.tried = (silent_ms >= self.every).then_some(self.every);
+        // The answer to the beat before came a little after it. A much shorter silence shows nothing new.
+        self.tried = (silent_ms >= self.every * 9 / 10).then_some(silent_ms.min(self.every));
     }
 
     /// The hub saw us come from another address.
@@ -78,7 +83,8 @@ mod tests {
     fn settle(keepalive: &mut Keepalive, nat_s: u64) -> (u64, u32) {
         let mut lost = 0;
         for _ in 0..50 {
-            let silent = keepalive.every_ms();
+            // Less the round trip to the answer of the beat before.
+            let silent = keepalive.every_ms() - 650;
             keepalive.handle_beat(silent);
             if silent > nat_s * 1000 {
                 keepalive.handle_moved();

@@ -4,6 +4,7 @@
 //! driven by the loop on a board, and by the simulation over a lossy network.
 
 mod attempt;
+pub mod budget;
 pub mod keepalive;
 pub mod policy;
 pub mod reports;
@@ -13,6 +14,7 @@ pub mod uplinks;
 use crate::clock::BootMs;
 use crate::event::{Effect, Event, Loaded, Record, Setup, Write};
 use crate::exec::message::{EndCause, FromExec, PolicyState, ToExec, Work};
+use budget::Thrift;
 use dunlin_wire::job::{Interruption, Outcome, Report};
 use dunlin_wire::message::{AbortCause, ToHub};
 use dunlin_wire::require::Require;
@@ -69,6 +71,7 @@ pub struct Core {
     // As the hub wants it, and what is made of it.
     heartbeat_ms: u64,
     keepalive: Keepalive,
+    thrift: Thrift,
     stop_at: Option<BootMs>,
 }
 
@@ -89,6 +92,7 @@ impl Core {
             link: None,
             heartbeat_ms: setup.profile.heartbeat_ms(),
             keepalive: Keepalive::new(setup.profile, setup.profile.heartbeat_ms()),
+            thrift: Thrift::None,
             stop_at: None,
             setup,
         };
@@ -119,6 +123,8 @@ impl Core {
             Event::Confirmed => self.handle_confirmed(now, out),
             Event::Disconnected => self.handle_disconnected(out),
             Event::Heard => self.handle_heard(now),
+            Event::Asked => self.handle_asked(now, out),
+            Event::Thrift(thrift) => self.thrift = thrift,
             Event::Rebound => self.keepalive.handle_rebound(),
             Event::FromHub(message) => self.handle_hub(message, now, out),
             Event::FromExec(message) => self.handle_exec(message, now, out),
@@ -136,7 +142,7 @@ impl Core {
             FromExec::Prepared { fence, decision } => self.handle_prepared(fence, decision, now, out),
             FromExec::Started { fence } => self.say(ToHub::Started { fence }, now, out),
             FromExec::Output { fence, stream, offset, bytes } => {
-                if self.is_welcome() {
+                if self.is_welcome() && self.thrift < Thrift::Spent {
                     out.push(Effect::Live { fence, stream, offset, bytes });
                 }
             }

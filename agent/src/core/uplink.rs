@@ -1,5 +1,6 @@
 //! The connection to the hub: Hello, standing claims, heartbeats, and from when a lease counts.
 
+use super::budget::Thrift;
 use super::keepalive::Keepalive;
 use super::reports::Report;
 use super::{BLOCK, Core, Phase};
@@ -214,6 +215,18 @@ impl Core {
         }
     }
 
+    pub(super) fn handle_asked(&mut self, now: BootMs, out: &mut Vec<Effect>) {
+        let Some(link) = self.link.as_mut().filter(|link| link.welcome) else { return };
+        link.heard_at = now;
+        link.said_at = now;
+        out.push(Effect::Beat { every_ms: self.every_ms(), sample: None });
+    }
+
+    /// Longest silence, in milliseconds.
+    fn every_ms(&self) -> u64 {
+        if self.thrift > Thrift::None { self.keepalive.longest_ms() } else { self.keepalive.every_ms() }
+    }
+
     /// How often leases are renewed: at a third of the shortest. `None` when there are none.
     fn renew_ms(&self) -> Option<u64> {
         let live = self.attempts.values().filter(|a| matches!(a.phase, Phase::Waiting | Phase::Running));
@@ -224,7 +237,7 @@ impl Core {
         if !link.welcome {
             return WELCOME_MS;
         }
-        let every = self.renew_ms().unwrap_or(u64::MAX).min(self.keepalive.every_ms());
+        let every = self.renew_ms().unwrap_or(u64::MAX).min(self.every_ms());
         (every * 5 / 2).max(SILENCE_MS_MIN)
     }
 
@@ -235,7 +248,7 @@ impl Core {
             return Some(dead);
         }
         let renew = self.renew_ms().map(|every| link.beat_at + every);
-        Some(dead.min(link.said_at + self.keepalive.every_ms()).min(renew.unwrap_or(BootMs::MAX)))
+        Some(dead.min(link.said_at + self.every_ms()).min(renew.unwrap_or(BootMs::MAX)))
     }
 
     pub(super) fn beat_when_due(&mut self, now: BootMs, out: &mut Vec<Effect>) {
@@ -250,10 +263,10 @@ impl Core {
         if self.renew_ms().is_some_and(|every| now >= link.beat_at + every) {
             return self.renew(now, out);
         }
-        if now >= link.said_at + self.keepalive.every_ms() {
+        if now >= link.said_at + self.every_ms() {
             self.keepalive.handle_beat(now - link.said_at.max(link.heard_at));
-            let every_ms = self.keepalive.every_ms();
-            let sample = match self.reports.due(now, every_ms, self.heartbeat_ms) {
+            let every_ms = self.every_ms();
+            let sample = match self.due_report(now) {
                 // It is a sign of life by itself.
                 Some(Report::Full(sample)) => return self.say(ToHub::Sample(Box::new(sample)), now, out),
                 Some(Report::Delta(sample)) => Some(Box::new(sample)),
@@ -269,7 +282,7 @@ impl Core {
     fn renew(&mut self, now: BootMs, out: &mut Vec<Effect>) {
         let live = self.attempts.iter().filter(|(_, a)| matches!(a.phase, Phase::Waiting | Phase::Running));
         let fences = live.map(|(fence, _)| *fence).take(limits::LIST_MAX).collect();
-        let report = self.reports.due(now, self.keepalive.every_ms(), self.heartbeat_ms);
+        let report = self.due_report(now);
         let sample = report.map(|(Report::Full(sample) | Report::Delta(sample))| Box::new(sample));
         if let Some(link) = self.link.as_mut() {
             link.beat_at = now;
@@ -277,10 +290,17 @@ impl Core {
         self.say(ToHub::Heartbeat { fences, sample }, now, out);
     }
 
+    /// The report that a heartbeat carries; none while bytes are saved.
+    fn due_report(&mut self, now: BootMs) -> Option<Report> {
+        let every_ms = self.every_ms();
+        (self.thrift == Thrift::None).then(|| self.reports.due(now, every_ms, self.heartbeat_ms))?
+    }
+
     /// What cannot wait for a heartbeat: what the board is, on a new connection and when that changed, and alarms. Never
     /// before a claim.
     pub(super) fn report(&mut self, now: BootMs, out: &mut Vec<Effect>) {
-        if !self.link.as_ref().is_some_and(|link| link.welcome && !link.early) {
+        let may_say = self.link.as_ref().is_some_and(|link| link.welcome && !link.early);
+        if !may_say || self.thrift > Thrift::None {
             return;
         }
         let inventory = self.reports.untold();

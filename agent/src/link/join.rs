@@ -44,7 +44,7 @@ pub async fn join(ticket: &Ticket, pkcs8: &[u8]) -> Result<Joined, JoinError> {
     let mut last = String::new();
     for _ in 0..ROUNDS {
         for addr in &ticket.addrs {
-            let failure = match connect(addr, &client).await {
+            let failure = match connect(addr, &client, &Arc::default()).await {
                 Ok((_endpoint, connection, _)) => match timeout(ANSWER, ask(&connection, ticket)).await {
                     Ok(Some(joined)) => {
                         connection.close(0u32.into(), b"leaving");

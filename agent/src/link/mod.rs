@@ -3,6 +3,8 @@
 //! What is said comes from the core, what is heard goes to it. Deliberately absent: what a message means.
 
 mod join;
+mod known;
+mod meter;
 mod session;
 mod tls;
 
@@ -11,17 +13,22 @@ pub use tls::{Tickets, client_config as client_tls};
 
 use crate::core::uplinks::{POSTURE, Uplink};
 use crate::event::{Effect, Event};
+use crate::files::Files;
 use crate::store::Store;
 use dunlin_wire::message::{Numbered, Profile};
 use dunlin_wire::telemetry::Sample;
 use dunlin_wire::window::FlooredConfig;
 use dunlin_wire::{CloseCode, Fence, Key, backoff, version};
+use known::Known;
+use meter::Meter;
 use quinn::{
     ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt, ZeroRttAccepted,
 };
 use session::{Ended, Ends};
+use std::cell::RefCell;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -87,6 +94,10 @@ pub struct LinkConfig {
     pub key: Vec<u8>,
     /// Decides the idle timeout.
     pub profile: Profile,
+    /// The data directory.
+    pub files: Files,
+    /// Bytes that were sent and received, headers included; grows.
+    pub bytes: Arc<AtomicU64>,
     /// Where outcomes and output are read from.
     pub store: Arc<Store>,
 }
@@ -103,29 +114,48 @@ pub async fn run(
 ) -> Result<(), rustls::Error> {
     // One client configuration for the life of the process: session tickets belong to it.
     let tickets = Arc::new(Tickets::default());
-    let client = client_config(&config.key, config.hub, config.profile, tickets.clone())?;
+    let mut client = client_config(&config.key, config.hub, config.profile, tickets.clone())?;
+    let known = Arc::new(Known::load(config.files.clone()));
+    client.token_store(known.clone());
     let mut failures = 0;
-    loop {
-        for uplink in &config.hubs {
+    // A connection that stands while a newer one is made in its place.
+    let old = RefCell::new(None);
+    for uplink in config.hubs.iter().cycle() {
+        // Again by the same way, when a connection is only made anew.
+        loop {
             let (hub, label) = (&uplink.addr, uplink.label());
             tickets.keep(failures >= TICKET_TRIES);
-            let error = match connect(hub, &client).await {
+            client.transport_config(Arc::new(transport(config.profile, known.initial_rtt())));
+            let error = match connect(hub, &client, &config.bytes).await {
                 Ok((endpoint, connection, early)) => {
                     let in_early = early.is_some();
                     let up = || {
                         let up = LinkState { connected: true, hub: hub.clone(), last: None, failures: 0 };
                         state.send_replace(up);
+                        drop(old.take());
                         let tickets = tickets.left();
                         tracing::info!(%hub, label, posture = POSTURE, early = in_early, tickets, "connected");
                     };
-                    let mut ends =
-                        Ends { store: &config.store, events: &events, commands: &mut commands, up: &up };
+                    let mut ends = Ends {
+                        store: &config.store,
+                        bytes: &config.bytes,
+                        events: &events,
+                        commands: &mut commands,
+                        up: &up,
+                    };
                     let ended = session::serve(&endpoint, &connection, early, &mut ends).await;
                     let why = close_word(&connection);
                     if ended.is_err() || events.send(Event::Disconnected).await.is_err() {
                         return Ok(());
                     }
-                    failures *= u32::from(!matches!(ended, Ok(Ended::Stood)));
+                    if matches!(ended, Ok(Ended::Stood | Ended::Stale)) {
+                        failures = 0;
+                        known.put_rtt(connection.rtt());
+                    }
+                    if matches!(ended, Ok(Ended::Stale)) {
+                        old.replace(Some((endpoint, connection)));
+                        continue;
+                    }
                     why
                 }
                 Err(error) => error,
@@ -140,11 +170,14 @@ pub async fn run(
             tracing::warn!(%hub, label, posture, error = %text, retry_ms = wait, failures, "no connection");
             let last = Some(error.word.unwrap_or(error.text));
             state.send_replace(LinkState { connected: false, hub: hub.clone(), last, failures });
+            old.take();
             if !pause(wait, &mut commands).await {
                 return Ok(());
             }
+            break;
         }
     }
+    Ok(())
 }
 
 /// Waits, and drops what is said meanwhile: the core hears of the connection first. `false` when the loop is gone.
@@ -168,17 +201,19 @@ struct Failure {
 
 /// An endpoint for one connection: its packets are told by the socket that they come to, so the hub need not name a
 /// connection id in each (RFC 9000 section 5.1).
-fn endpoint(local: SocketAddr) -> std::io::Result<Endpoint> {
+fn endpoint(local: SocketAddr, bytes: &Arc<AtomicU64>) -> std::io::Result<Endpoint> {
     let mut config = EndpointConfig::default();
     config.cid_generator(|| Box::new(quinn_proto::RandomConnectionIdGenerator::new(0)));
     let runtime = quinn::default_runtime().ok_or_else(|| std::io::Error::other("no tokio runtime"))?;
-    Endpoint::new(config, None, UdpSocket::bind(local)?, runtime)
+    let socket = Meter::wrap(UdpSocket::bind(local)?, bytes)?;
+    Endpoint::new_with_abstract_socket(config, None, socket, runtime)
 }
 
 /// A connection, or one that takes early data while it is made.
 async fn connect(
     hub: &str,
     client: &ClientConfig,
+    bytes: &Arc<AtomicU64>,
 ) -> Result<(Endpoint, Connection, Option<ZeroRttAccepted>), Failure> {
     let fail = |text: String| Failure { text, word: None };
     let found = tokio::net::lookup_host(hub).await.map_err(|e| fail(format!("cannot resolve: {e}")))?;
@@ -188,7 +223,7 @@ async fn connect(
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
-        let endpoint = endpoint(local).map_err(|e| fail(format!("no UDP socket: {e}")))?;
+        let endpoint = endpoint(local, bytes).map_err(|e| fail(format!("no UDP socket: {e}")))?;
         let connecting = endpoint.connect_with(client.clone(), addr, version::SERVER_NAME);
         let connecting = match connecting.map_err(|e| fail(e.to_string()))?.into_0rtt() {
             Ok((connection, early)) => return Ok((endpoint, connection, Some(early))),
@@ -227,6 +262,11 @@ fn client_config(
     tickets: Arc<Tickets>,
 ) -> Result<ClientConfig, rustls::Error> {
     let mut client = ClientConfig::new(Arc::new(tls::client_config(pkcs8, hub, tickets)?));
+    client.transport_config(Arc::new(transport(profile, None)));
+    Ok(client)
+}
+
+fn transport(profile: Profile, initial_rtt: Option<Duration>) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let idle = Duration::from_millis(profile.idle_ms());
     transport
@@ -243,8 +283,16 @@ fn client_config(
         // Discovery costs 11 kB a connection.
         transport.mtu_discovery_config(None);
     }
-    client.transport_config(Arc::new(transport));
-    Ok(client)
+    if let Some(rtt) = initial_rtt {
+        transport.initial_rtt(rtt);
+    }
+    transport
+}
+
+/// When a connection is made anew although it stands: session tickets live for a day, and without one the next
+/// reconnect would cost a round trip more. Spread over two hours, so that a fleet does not do it at once.
+fn stale_after() -> Duration {
+    crate::fault::stale_after().unwrap_or(Duration::from_secs(20 * 3600 + (random() * 7200.0) as u64))
 }
 
 /// A number in `0.0..1.0`.

@@ -1,5 +1,6 @@
 //! One connection: the control stream both ways, and an upload stream per attempt.
 
+use super::meter::Meter;
 use super::{CONNECT, ToLink};
 use crate::clock;
 use crate::event::{Effect, Event};
@@ -14,6 +15,7 @@ use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt, ZeroRttAccepte
 use std::collections::HashMap;
 use std::net::UdpSocket;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -37,6 +39,7 @@ enum Piece {
 /// What a connection speaks through and to.
 pub(super) struct Ends<'a> {
     pub(super) store: &'a Arc<Store>,
+    pub(super) bytes: &'a Arc<AtomicU64>,
     pub(super) events: &'a mpsc::Sender<Event>,
     pub(super) commands: &'a mut mpsc::Receiver<ToLink>,
     /// Told when the handshake is over.
@@ -49,6 +52,8 @@ pub(super) enum Ended {
     Never,
     /// It stood.
     Stood,
+    /// It stands, but the tickets that came with it are about to end: another one brings new ones.
+    Stale,
 }
 
 /// Serves a connection until it is over. `early` tells when its handshake is, if it is not yet: until then only what
@@ -131,13 +136,15 @@ async fn steady(
     mut said_hello: bool,
     ends: &mut Ends<'_>,
 ) -> Result<Ended, Gone> {
-    let Ends { store, events, commands, .. } = ends;
+    let Ends { store, bytes, events, commands, .. } = ends;
     let (outbox, waiting) = mpsc::channel(WAITING_MAX);
     let mut tasks = JoinSet::new();
     tasks.spawn(write(send, waiting));
     tasks.spawn(read(recv, connection.clone(), events.clone()));
     let mut uploads: HashMap<Fence, mpsc::Sender<Piece>> = HashMap::new();
     let mut prober = Prober::new(true);
+    let stale = tokio::time::sleep(super::stale_after());
+    tokio::pin!(stale);
     loop {
         let now = clock::boot_ms();
         let due = Duration::from_millis(prober.poll_timeout().unwrap_or(now).saturating_sub(now));
@@ -145,11 +152,16 @@ async fn steady(
             command = commands.recv() => command.ok_or(Gone),
             datagram = connection.read_datagram() => {
                 let Ok(datagram) = datagram else { return Ok(Ended::Stood) };
-                if let Ok(FromHub::Again(message)) = postcard::from_bytes(&datagram) {
-                    events.send(Event::FromHub(*message)).await.map_err(|_| Gone)?;
+                match postcard::from_bytes(&datagram) {
+                    Ok(FromHub::Again(message)) => {
+                        events.send(Event::FromHub(*message)).await.map_err(|_| Gone)?;
+                    }
+                    Ok(FromHub::Ask) => events.send(Event::Asked).await.map_err(|_| Gone)?,
+                    Ok(FromHub::Echo) | Err(_) => {}
                 }
                 continue;
             }
+            () = &mut stale => return Ok(Ended::Stale),
             () = tokio::time::sleep(due), if prober.poll_timeout().is_some() => {
                 let (action, heard) = prober.poll(clock::boot_ms(), connection.stats().udp_rx.datagrams);
                 if heard {
@@ -159,7 +171,7 @@ async fn steady(
                     None => {}
                     Some(Action::Probe) => datagram(connection, &FromAgent::Probe),
                     Some(Action::Rebind) => {
-                        rebind(endpoint, events).await?;
+                        rebind(endpoint, bytes, events).await?;
                         datagram(connection, &FromAgent::Probe);
                     }
                     Some(Action::Dead) => {
@@ -225,9 +237,14 @@ fn datagram(connection: &Connection, message: &FromAgent) {
 }
 
 /// Goes on from a new socket: the board's address may be another now, or a NAT may have forgotten the old one.
-async fn rebind(endpoint: &Endpoint, events: &mpsc::Sender<Event>) -> Result<(), Gone> {
+async fn rebind(
+    endpoint: &Endpoint,
+    bytes: &Arc<AtomicU64>,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), Gone> {
     let bound = endpoint.local_addr().and_then(|addr| UdpSocket::bind((addr.ip(), 0)));
-    match bound.and_then(|socket| endpoint.rebind(socket)) {
+    let bound = bound.and_then(|socket| Meter::wrap(socket, bytes));
+    match bound.and_then(|socket| endpoint.rebind_abstract(socket)) {
         Ok(()) => tracing::info!("the hub is silent: going on from another socket"),
         Err(error) => tracing::debug!(%error, "no other socket"),
     }

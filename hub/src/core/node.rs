@@ -100,6 +100,11 @@ impl Boots {
     /// Returns after which there are two copies. One alone may be the last word of a process, late on its way.
     const RETURNS: u32 = 2;
 
+    /// Whether this process was there lately: what it says late is no sign of a copy.
+    pub fn knows(&self, boot: [u8; 16]) -> bool {
+        [self.now, self.before].contains(&Some(boot))
+    }
+
     /// A confirmed connection of this process. Whether there are two live copies.
     pub fn handle_hello(&mut self, boot: [u8; 16]) -> bool {
         if self.now == Some(boot) {

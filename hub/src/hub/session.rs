@@ -304,9 +304,14 @@ impl Hub {
         if member.node.spec.name != hello.node {
             return Err(CloseCode::KeyMismatch);
         }
-        // The counter is durable at the agent: a second copy of its disk repeats or undercuts it.
-        if hello.connection <= member.node.connection || member.node.cloned {
+        if member.node.cloned {
             return Err(CloseCode::Cloned);
+        }
+        // The counter is durable at the agent: a second copy of its disk repeats or undercuts it. So does a connection
+        // that the agent gave up for a newer one, when its last packet comes late.
+        if hello.connection <= member.node.connection {
+            let late = member.boots.knows(hello.boot_id);
+            return Err(if late { CloseCode::Replaced } else { CloseCode::Cloned });
         }
         if hello.capabilities.len() > limits::CAPABILITIES_MAX || hello.version.len() > 64 {
             return Err(CloseCode::Garbage);

@@ -6,6 +6,7 @@ use crate::core::health::Health;
 use crate::core::step::Input;
 use crate::core::task::{Ending, Lost, State, Task};
 use crate::core::timer::Timer;
+use crate::event::Effect;
 use crate::store::StoreError;
 use dunlin_wire::{Fence, NodeName, TaskId};
 
@@ -111,6 +112,10 @@ impl Hub {
             Health::Offline => "node.down",
             Health::Unheard => return Ok(()),
         };
+        if let (Health::Degraded, Some(session)) = (health, &member.session) {
+            // Before it is said to be down it is asked.
+            turn.effects.push(Effect::Ask(session.conn));
+        }
         turn.node_event(kind, name, Some(left.as_str()))?;
         self.seat(name);
         Ok(())

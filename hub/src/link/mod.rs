@@ -6,12 +6,14 @@ mod again;
 mod peers;
 mod session;
 mod tls;
+mod tokens;
 
 pub use peers::Peers;
 pub use tls::{Identity, IdentityError, write_secret};
 
 use crate::event::{ConnId, Event, Traffic};
 use dunlin_wire::CloseCode;
+use dunlin_wire::datagram::FromHub;
 use dunlin_wire::message::ToAgent;
 use dunlin_wire::window::FlooredConfig;
 use peers::Watched;
@@ -59,6 +61,13 @@ impl Outbox {
     pub fn send(&self, message: ToAgent) {
         if let Err(mpsc::error::TrySendError::Full(_)) = self.messages.try_send(message) {
             self.close(CloseCode::Flooding);
+        }
+    }
+
+    /// Asks whether the agent lives.
+    pub fn ask(&self) {
+        if let Ok(bytes) = postcard::to_stdvec(&FromHub::Ask) {
+            let _lost = self.connection.send_datagram(bytes.into());
         }
     }
 
@@ -122,6 +131,9 @@ pub fn bind(addr: SocketAddr, setup: Setup<'_>) -> std::io::Result<Endpoint> {
     config.token_key(Arc::new(
         ring::hkdf::Salt::new(ring::hkdf::HKDF_SHA256, b"").extract(&identity.derive("token")),
     ));
+    let mut tokens = quinn::ValidationTokenConfig::default();
+    tokens.log(Arc::new(tokens::UsedTokens::default())).sent(1);
+    config.validation_token_config(tokens);
     let runtime = quinn::default_runtime().ok_or_else(|| std::io::Error::other("no tokio runtime"))?;
     let socket = UdpSocket::bind(addr)?;
     let resets = socket.try_clone()?;
@@ -168,6 +180,14 @@ pub async fn accept(endpoint: Endpoint, lines: Lines) {
     let next = AtomicU64::new(1);
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     while let Some(incoming) = endpoint.accept().await {
+        // Under load a stranger must first show that it is where it says (RFC 9000 section 8.1.2); agents have a token.
+        if handshakes.available_permits() < HANDSHAKES_MAX / 2
+            && !incoming.remote_address_validated()
+            && incoming.may_retry()
+        {
+            let _ = incoming.retry();
+            continue;
+        }
         let Ok(permit) = handshakes.clone().try_acquire_owned() else {
             incoming.refuse();
             continue;

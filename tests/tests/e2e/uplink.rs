@@ -85,6 +85,53 @@ fn a_restarted_hub_is_noticed_by_its_reset_not_by_silence() {
 }
 
 #[test]
+fn a_connection_is_made_anew_before_its_tickets_end_and_no_job_notices() {
+    let (_dir, fleet) = fleet();
+    let _hub = fleet.start_hub().unwrap();
+    fleet.enrol("a", &[]).unwrap();
+    let _a = fleet.start_agent_with("a", &[("DUNLIN_STALE_MS", "400")]).unwrap();
+    let id = sh(&fleet, "echo began >> long; sleep 3; echo ended >> long", json!({}));
+    let task = fleet.wait_ended(&id);
+    assert_eq!((&task["status"], &task["attempt"]), (&json!("done"), &json!(1)), "{task}");
+    assert_eq!(lines(&fleet, "long"), ["began", "ended"]);
+    let log = fleet.logged("a");
+    let early = log.lines().filter(|l| l.contains(" connected ") && l.contains("early=true")).count();
+    assert!(early >= 3 && !log.contains("no connection"), "{log}");
+    assert!(!fleet.logged("hub").contains("cloned"), "a newer connection of the same process is no copy");
+}
+
+#[test]
+fn a_budget_that_is_spent_thins_what_is_sent_and_not_what_is_done() {
+    let (_dir, fleet) = fleet();
+    let _hub = fleet.start_hub().unwrap();
+    fleet.enrol("a", &[]).unwrap();
+    std::fs::write(fleet.agent_config("a"), "monthly = \"20KiB\"\n").unwrap();
+    let agent = fleet.start_agent("a").unwrap();
+    fleet.wait_health("a", "healthy");
+    let budget = || {
+        let out =
+            fleet.command("dunlin-agent").args(["status", "--json", "--data"]).arg(fleet.data("a")).output();
+        let status: serde_json::Value = serde_json::from_slice(&out.ok()?.stdout).ok()?;
+        Some(status["budget"].clone())
+    };
+    let mut jobs = 0;
+    until("the budget is spent", || {
+        jobs += 1;
+        let task = fleet.wait_ended(&sh(&fleet, "head -c 3000 /dev/urandom", json!({})));
+        assert_eq!(task["status"], "done");
+        (budget()?["state"] == "spent").then_some(())
+    });
+    drop(agent);
+    // It is known after a restart, and results still come, whole.
+    let _agent = fleet.start_agent("a").unwrap();
+    let id = sh(&fleet, "head -c 5000 /dev/zero", json!({}));
+    assert_eq!(fleet.wait_ended(&id)["status"], "done");
+    let out = fleet.command("dunlin").args(["task", "logs", &id]).output().unwrap();
+    assert_eq!(out.stdout.len(), 5000);
+    until("it is still spent", || (budget()?["state"] == "spent").then_some(()));
+}
+
+#[test]
 fn a_node_cannot_speak_for_another() {
     let (_dir, fleet) = fleet();
     let _hub = fleet.start_hub().unwrap();
@@ -246,13 +293,14 @@ fn peers_that_break_the_rules_are_closed_with_their_own_code() {
     for (what, key, bytes, uni, want) in cases {
         assert_eq!(closed_with(&fleet, key, enrolled.hub, bytes, uni), Some(want), "{what}");
     }
-    // The connection counter went backwards: two boards share one identity.
+    // The connection counter went backwards within one process: a connection that it gave up, late. Of another process it
+    // would be a copy of the disk.
     assert_eq!(
         closed_with(&fleet, &known, enrolled.hub, hello(mine, "a", version::GENERATION, 50), None),
-        Some(CloseCode::Cloned)
+        Some(CloseCode::Replaced)
     );
     let metrics = fleet.call("GET", "/metrics", None).unwrap().1;
-    for code in ["unknown_key", "wrong_fleet", "too_large", "garbage", "cloned_identity"] {
+    for code in ["unknown_key", "wrong_fleet", "too_large", "garbage", "replaced"] {
         let line = format!("dunlin_closed_total{{code=\"{code}\"}}");
         assert!(metrics.as_str().unwrap().contains(&line), "{line} is not counted");
     }

@@ -55,6 +55,7 @@ impl World {
                 self.push(at, conn, Packet::Acknowledged);
                 self.hub_step(vec![Event::Beat { conn, every_ms, sample: None }]);
             }
+            Packet::Ask if at_board => self.boards[board].inbox.push((self.now, AgentEvent::Asked)),
             Packet::Acknowledged if at_board => {
                 self.boards[board].inbox.push((self.now, AgentEvent::Heard));
             }
@@ -210,6 +211,14 @@ impl World {
             self.push(later, conn, Packet::Control(frame.clone()));
         }
         self.push(arrives, conn, Packet::Control(frame));
+    }
+
+    pub(super) fn ask_board(&mut self, conn: ConnId) {
+        let at = self.now + self.delay();
+        let stalled = self.links.get(&conn).map_or(0, |l| self.boards[l.board].partitioned_until);
+        if at >= stalled {
+            self.push(at, conn, Packet::Ask);
+        }
     }
 
     /// A datagram: it may be lost, and comes in no order.

@@ -27,6 +27,8 @@ pub(super) enum Packet {
     Control(Numbered),
     Upload(Upload),
     Beat(u32),
+    /// The hub asks whether the board lives.
+    Ask,
     /// What was sent is acknowledged.
     Acknowledged,
     ToBoard(ToAgent),
@@ -342,6 +344,7 @@ impl World {
         for effect in effects {
             match effect {
                 Effect::Send(conn, message) => self.say_to_board(conn, message),
+                Effect::Ask(conn) => self.ask_board(conn),
                 Effect::Close(conn, _) => {
                     if let Some(link) = self.links.get_mut(&conn) {
                         link.at_hub = false;

@@ -293,10 +293,8 @@ impl World {
         let id: TaskId = format!("t{n}").parse().unwrap();
         // The body follows from the id, so that the same id always has the same one.
         let mut of = fastrand::Rng::with_seed(n);
-        let mut argv = vec!["/bin/job".to_owned()];
-        if of.u8(..) < 40 {
-            argv.push("long".into());
-        }
+        let long = (of.u8(..) < 40).then(|| "long".to_owned());
+        let argv = ["/bin/job".to_owned()].into_iter().chain(long).collect();
         let spec = TaskSpec {
             job: Job::Shell(Shell { argv, cwd: None, env: vec![] }),
             target: (of.u8(..) < 30).then(|| format!("b{}", of.usize(..BOARDS)).parse().unwrap()),

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
+use dunlin_wire::datagram::{FromAgent, FromHub};
 use dunlin_wire::job::*;
 use dunlin_wire::message::*;
 use dunlin_wire::{ClaimId, Fence, FleetId, TaskId};
@@ -130,9 +131,20 @@ fn messages_to_the_agent() {
         ("Void", ToAgent::Void { claim: ClaimId(4) }, GOLDEN[16]),
         ("Missing", ToAgent::Missing { fence, have: [1, 2] }, GOLDEN[17]),
         ("Verdicts", ToAgent::Verdicts { heard: 2, verdicts }, GOLDEN[18]),
+        ("Moved", ToAgent::Moved, "09"),
     ] {
         check(what, &message, golden);
     }
+}
+
+#[test]
+fn datagrams() {
+    let sample = HostSample { cpu_permille: Some(125), ..HostSample::default() };
+    check("Beat", &FromAgent::Beat { every_ms: 25_000, sample: Some(sample) }, "00a8c30101017d000000");
+    check("Probe", &FromAgent::Probe, "01");
+    check("Echo", &FromHub::Echo, "00");
+    check("Again", &FromHub::Again(Box::new(ToAgent::Void { claim: ClaimId(4) })), "010604");
+    check("Ask", &FromHub::Ask, "02");
 }
 
 #[test]

@@ -95,14 +95,6 @@ fn delta() -> Sample {
 }
 
 #[test]
-fn datagrams() {
-    let beat = FromAgent::Beat { every_ms: 25_000, sample: Some(Box::new(delta())) };
-    check("Beat", &beat, GOLDEN[23]);
-    check("Probe", &FromAgent::Probe, "01");
-    check("Echo", &FromHub::Echo, "00");
-}
-
-#[test]
 fn messages_to_the_hub() {
     let hello = Hello {
         generation: 1,
@@ -189,9 +181,20 @@ fn messages_to_the_agent() {
         ("Void", ToAgent::Void { claim: ClaimId(4) }, GOLDEN[16]),
         ("Missing", ToAgent::Missing { fence, have: [1, 2] }, GOLDEN[17]),
         ("Verdicts", ToAgent::Verdicts { heard: 2, verdicts }, GOLDEN[18]),
+        ("Moved", ToAgent::Moved, "09"),
     ] {
         check(what, &message, golden);
     }
+}
+
+#[test]
+fn datagrams() {
+    let beat = FromAgent::Beat { every_ms: 25_000, sample: Some(Box::new(delta())) };
+    check("Beat", &beat, GOLDEN[23]);
+    check("Probe", &FromAgent::Probe, "01");
+    check("Echo", &FromHub::Echo, "00");
+    check("Again", &FromHub::Again(Box::new(ToAgent::Void { claim: ClaimId(4) })), "010604");
+    check("Ask", &FromHub::Ask, "02");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::{Hub, Session, Turn};
 use crate::core::health::Health;
 use crate::core::step::{Change, Input, Refusal};
-use crate::core::task::{Attempt, Task};
+use crate::core::task::{Attempt, End, Task};
 use crate::core::timer::Timer;
 use crate::event::{AuditRecord, ConnId};
 use crate::store::{Filled, StoreError};
@@ -251,7 +251,9 @@ impl Hub {
         turn: &mut Turn<'_>,
     ) -> Result<Option<Task>, StoreError> {
         let Some(held) = self.attempts.get(&fence) else {
-            self.refuse(conn, name, fence, Refusal::StaleFence, turn)?;
+            if !was_reported(name, fence, turn)? {
+                self.refuse(conn, name, fence, Refusal::StaleFence, turn)?;
+            }
             return Ok(None);
         };
         if held.node != *name {
@@ -297,4 +299,13 @@ impl Hub {
         turn.write.append_audit(&row)?;
         Ok(())
     }
+}
+
+/// Whether this node's own outcome ended the attempt: then what it said before that only comes late.
+fn was_reported(name: &NodeName, fence: Fence, turn: &Turn<'_>) -> Result<bool, StoreError> {
+    let view = turn.write.view();
+    let Some(id) = view.task_of(fence)? else { return Ok(false) };
+    let task = view.task(&id)?;
+    let attempt = task.as_ref().and_then(|t| t.attempts.iter().find(|a| a.fence == fence && a.node == *name));
+    Ok(attempt.is_some_and(|a| matches!(a.end, Some(End::Reported(_)))))
 }

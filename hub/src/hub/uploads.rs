@@ -7,7 +7,7 @@ use crate::core::step::{Input, Refusal};
 use crate::core::task::{End, Task};
 use crate::event::ConnId;
 use crate::store::StoreError;
-use dunlin_wire::job::{Report, Stream};
+use dunlin_wire::job::{Outcome, Report, Stream};
 use dunlin_wire::message::{AckVerdict, ToAgent, Upload};
 use dunlin_wire::{CloseCode, Fence, NodeName, TaskId, limits};
 
@@ -92,6 +92,9 @@ impl Hub {
             turn.send(conn, ToAgent::Missing { fence, have });
             return Ok(());
         }
+        if !matches!(report.outcome, Outcome::Denied { .. } | Outcome::SpawnFailed { .. }) {
+            self.imply_start(name, &mut task, fence, turn)?;
+        }
         let ended = task.state.is_terminal();
         let state = task.state;
         let elsewhere = self.fits_elsewhere(&task, name);
@@ -101,6 +104,22 @@ impl Hub {
             Err(refusal) => refusal.verdict(),
         };
         self.ack(conn, fence, verdict, turn)
+    }
+
+    /// An outcome can overtake what was said before it, on another stream: then it says that too.
+    fn imply_start(
+        &mut self,
+        name: &NodeName,
+        task: &mut Task,
+        fence: Fence,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        if task.live().is_some_and(|a| a.fence == fence && a.accepted_ms.is_none()) {
+            let lease_ms = self.lease_ms(name);
+            let _noted = self.apply(task, Input::Accepted { fence, lease_ms }, turn)?;
+            let _noted = self.apply(task, Input::Started { fence }, turn)?;
+        }
+        Ok(())
     }
 
     fn ack(

@@ -141,6 +141,7 @@ fn stream(fleet: &dunlin_tests::Fleet, last: u64, n: usize) -> Vec<(u64, String)
         "GET /v1/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\nlast-event-id: {last}\r\n\r\n",
         token.trim()
     );
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
     stream.write_all(head.as_bytes()).unwrap();
     let mut seen = Vec::new();
     let mut id = 0;

@@ -46,6 +46,7 @@ impl Hub {
             last_order_ms: 0,
             halted: false,
             members: BTreeMap::new(),
+            keys: BTreeMap::new(),
             conns: BTreeMap::new(),
             attempts: BTreeMap::new(),
             schedule: Schedule::default(),
@@ -67,6 +68,7 @@ impl Hub {
         self.conns.clear();
         self.attempts.clear();
         self.members.clear();
+        self.keys.clear();
         self.schedule = Schedule::default();
         self.timers = Timers::default();
         self.figures.tasks.clear();
@@ -129,6 +131,7 @@ impl Hub {
         if let Some(at) = member.silence_over(&self.setup.timing) {
             self.timers.set(Timer::Health(name.clone()), at);
         }
+        self.keys.insert(member.node.key, name.clone());
         self.members.insert(name, member);
     }
 }

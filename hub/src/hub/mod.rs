@@ -125,6 +125,8 @@ pub struct Hub {
     last_order_ms: u64,
     halted: bool,
     members: BTreeMap<NodeName, Member>,
+    // Who a key is: asked at each connection's beginning and end. One that was replaced since names a member with another.
+    keys: BTreeMap<Key, NodeName>,
     conns: BTreeMap<ConnId, Conn>,
     attempts: BTreeMap<Fence, Held>,
     schedule: Schedule,
@@ -247,7 +249,8 @@ impl Hub {
             Event::Upload { conn, frame } => self.handle_upload(conn, frame, turn),
             Event::Closed { conn, key, by, traffic } => {
                 self.figures.traffic += traffic;
-                if let Some(member) = self.members.values_mut().find(|m| m.node.key == key) {
+                let name = self.member_of(key).map(|member| member.node.spec.name.clone());
+                if let Some(member) = name.and_then(|name| self.members.get_mut(&name)) {
                     member.traffic += traffic;
                 }
                 if let Some(code) = by {
@@ -267,6 +270,10 @@ impl Hub {
                 Ok(())
             }
         }
+    }
+
+    fn member_of(&self, key: Key) -> Option<&Member> {
+        self.members.get(self.keys.get(&key)?).filter(|member| member.node.key == key)
     }
 
     /// Nothing of the batch happened. Whoever asked is told so; what is in memory may be ahead of the store, so it is

@@ -19,8 +19,7 @@ use subtle::ConstantTimeEq;
 impl Hub {
     /// The registry is asked on every connection: a resumed one must not outlive a revocation.
     pub(super) fn handle_opened(&mut self, conn: ConnId, key: Key, early: bool, turn: &mut Turn<'_>) {
-        let known = self.members.values().find(|m| m.node.key == key);
-        if known.is_some_and(|m| m.node.revoked_ms.is_some()) {
+        if self.member_of(key).is_some_and(|m| m.node.revoked_ms.is_some()) {
             return self.close(conn, CloseCode::Revoked, turn);
         }
         self.conns.insert(conn, Conn { key, node: None, early, said: Vec::new() });
@@ -297,7 +296,7 @@ impl Hub {
         if hello.fleet != self.fleet {
             return Err(CloseCode::WrongFleet);
         }
-        let member = self.members.values().find(|m| m.node.key == key).ok_or(CloseCode::UnknownKey)?;
+        let member = self.member_of(key).ok_or(CloseCode::UnknownKey)?;
         if member.node.revoked_ms.is_some() {
             return Err(CloseCode::Revoked);
         }

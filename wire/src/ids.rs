@@ -142,10 +142,52 @@ pub struct Key(pub [u8; 32]);
 /// DER of a SubjectPublicKeyInfo for Ed25519 up to the key bytes (RFC 8410 section 4).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
+/// y coordinates of the points whose order divides 8, sign bit off: 0, 1, p - 1, two of order 8, and what p and p + 1
+/// are when nobody reduces them (<https://cr.yp.to/ecdh.html#validate>, edwards25519 instead of curve25519).
+pub(crate) const SMALL_ORDER: [[u8; 32]; 7] = {
+    const fn near_p(lowest: u8) -> [u8; 32] {
+        let mut y = [0xff; 32];
+        y[0] = lowest;
+        y[31] = 0x7f;
+        y
+    }
+    let mut one = [0; 32];
+    one[0] = 1;
+    [
+        [0; 32],
+        one,
+        near_p(0xec),
+        near_p(0xed),
+        near_p(0xee),
+        [
+            0x26, 0xe8, 0x95, 0x8f, 0xc2, 0xb2, 0x27, 0xb0, 0x45, 0xc3, 0xf4, 0x89, 0xf2, 0xef, 0x98, 0xf0,
+            0xd5, 0xdf, 0xac, 0x05, 0xd3, 0xc6, 0x33, 0x39, 0xb1, 0x38, 0x02, 0x88, 0x6d, 0x53, 0xfc, 0x05,
+        ],
+        [
+            0xc7, 0x17, 0x6a, 0x70, 0x3d, 0x4d, 0xd8, 0x4f, 0xba, 0x3c, 0x0b, 0x76, 0x0d, 0x10, 0x67, 0x0f,
+            0x2a, 0x20, 0x53, 0xfa, 0x2c, 0x39, 0xcc, 0xc6, 0x4e, 0xc7, 0xfd, 0x77, 0x92, 0xac, 0x03, 0x7a,
+        ],
+    ]
+};
+
 impl Key {
     /// The key as a DER SubjectPublicKeyInfo, the form raw public keys take in TLS (RFC 7250).
     pub fn to_spki(self) -> Vec<u8> {
         [SPKI_PREFIX.as_slice(), &self.0].concat()
+    }
+
+    /// Whether this is a point of small order, in whatever encoding: signatures that fit it can be made by anybody, and
+    /// ring takes them. Such a key must be refused wherever one is trusted.
+    pub fn is_small_order(&self) -> bool {
+        let mut bytes = self.0;
+        bytes[31] &= 0x7f;
+        SMALL_ORDER.contains(&bytes)
+    }
+
+    /// The key of 64 hexadecimal digits; `None` for another text, and for a point of small order.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(text.trim().as_bytes()).ok()?;
+        bytes.try_into().ok().map(Self).filter(|key| !key.is_small_order())
     }
 
     /// Reads an Ed25519 SubjectPublicKeyInfo; anything else is `None`.
@@ -197,6 +239,17 @@ mod tests {
         assert_eq!(Key::from_spki(&key.to_spki()), Some(key));
         assert_eq!(Key::from_spki(&key.to_spki()[..43]), None);
         assert_eq!(Key::from_spki(&[0; 44]), None);
+    }
+
+    #[test]
+    fn keys_that_any_signature_fits_are_known() {
+        for mut bytes in SMALL_ORDER {
+            assert!(Key(bytes).is_small_order());
+            bytes[31] |= 0x80;
+            assert!(Key(bytes).is_small_order(), "the sign changes nothing");
+            assert_eq!(Key::from_hex(&Key(bytes).to_string()), None);
+        }
+        assert_eq!(Key::from_hex(&Key([7; 32]).to_string()), Some(Key([7; 32])));
     }
 
     #[test]

@@ -12,6 +12,9 @@ pub use crate::outcome::{
 pub enum Job {
     /// One program with arguments, under a rule of the board's policy. Never a shell line.
     Shell(Shell),
+    /// An [`crate::envelope::Envelope`] as it was signed. What runs is what the board finds in it; to everybody on the way
+    /// it is opaque.
+    Signed(#[serde(with = "serde_bytes")] Vec<u8>),
 }
 
 /// Payload of [`Job::Shell`].

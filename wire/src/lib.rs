@@ -7,14 +7,17 @@
 pub mod backoff;
 pub mod close;
 pub mod datagram;
+pub mod envelope;
 pub mod frame;
 pub mod ids;
 pub mod job;
+pub mod keys;
 pub mod limits;
 pub mod message;
 pub mod outcome;
 pub mod prober;
 pub mod require;
+pub mod seal;
 pub mod telemetry;
 pub mod ticket;
 pub mod units;

@@ -68,3 +68,19 @@ pub const DELTA_MAX: usize = 48;
 pub const PAGE_MAX: usize = 500;
 /// Longest join ticket life, in seconds (30 days).
 pub const INVITE_TTL_S_MAX: u64 = 30 * 24 * 3600;
+/// Largest signed job, in bytes: a job, and what is said about it.
+pub const ENVELOPE_MAX: usize = JOB_BYTES_MAX + 64 * 1024;
+/// Nodes, keys or tags that one signed job can be meant for.
+pub const AUDIENCE_MAX: usize = 32;
+/// Rules, users or tags of one signed job or certificate.
+pub const SCOPE_MAX: usize = 32;
+/// Longest time from a signed job's not-before to its expiry, in milliseconds (a year).
+pub const SIGNED_LIFE_MS_MAX: u64 = 366 * 24 * 3_600_000;
+/// Largest operator's certificate, in bytes.
+pub const CERT_MAX: usize = 8 * 1024;
+/// Largest set of keys, in bytes.
+pub const KEYS_MAX: usize = 64 * 1024;
+/// Certificates, and revoked keys, of one set.
+pub const KEYS_LEN_MAX: usize = 256;
+/// Signed jobs that a board remembers until they expire.
+pub const REPLAYS_MAX: usize = 4096;

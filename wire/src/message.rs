@@ -68,6 +68,12 @@ pub enum ToHub {
     Inventory(Box<Inventory>),
     /// A full sample, which deltas may be based on.
     Sample(Box<Sample>),
+    /// Version of the key set in force, 0 for none: said when the connection stands, and after each change. Whoever
+    /// never says it trusts no signatures. Answered by `Keys` when the hub has a newer one.
+    Keys {
+        /// The version.
+        version: u64,
+    },
 }
 
 /// A frame that may ride in 0-RTT data, where an attacker can repeat it (RFC 8446 section 8). It can only be made of
@@ -149,6 +155,8 @@ pub enum ToAgent {
     /// The agent's packets come from another address than before: a NAT on the way has forgotten the one before, so the
     /// silence before the last packet was too long.
     Moved,
+    /// A set of keys, as a root signed it ([`crate::keys::KeySet`]). The hub cannot tell whether it is one.
+    Keys(#[serde(with = "serde_bytes")] Vec<u8>),
 }
 
 /// First message of an enrolled node.

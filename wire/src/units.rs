@@ -1,8 +1,8 @@
-//! How people write durations and sizes, the same in every file and on every command line: `250ms`, `10s`, `2m`, `1h`; `512B`, `64KiB`, `8MiB`, `2GiB`.
+//! How people write durations and sizes, the same in every file and on every command line: `250ms`, `10s`, `2m`, `1h`, `90d`; `512B`, `64KiB`, `8MiB`, `2GiB`.
 
 /// A duration in milliseconds.
 pub fn duration_ms(text: &str) -> Option<u64> {
-    scaled(text, &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)])
+    scaled(text, &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)])
 }
 
 /// A size in bytes.
@@ -23,9 +23,14 @@ mod tests {
 
     #[test]
     fn units_are_exact() {
-        for (text, want) in
-            [("250ms", Some(250)), ("2m", Some(120_000)), ("10", None), ("s", None), ("-1s", None)]
-        {
+        for (text, want) in [
+            ("250ms", Some(250)),
+            ("2m", Some(120_000)),
+            ("2d", Some(172_800_000)),
+            ("10", None),
+            ("s", None),
+            ("-1s", None),
+        ] {
             assert_eq!(duration_ms(text), want, "{text}");
         }
         for (text, want) in

@@ -3,11 +3,12 @@
 use crate::clock::{self, BootMs};
 use crate::config::Config;
 use crate::core::Core;
+use crate::core::trust::Board;
 use crate::core::uplinks::{self, POSTURE, Uplink};
 use crate::event::{Effect, Event, Setup};
 use crate::exec::message::{Decision, FromExec, ToExec};
-use crate::exec::{ExecConfig, Executor, sweep};
-use crate::files::{Enrolled, Files};
+use crate::exec::{ExecConfig, Executor, Signing, sweep};
+use crate::files::{self, Enrolled, Files};
 use crate::link::{self, LinkConfig, LinkState, ToLink};
 use crate::spending::Spending;
 use crate::store::Store;
@@ -56,7 +57,8 @@ pub fn run(config: &Config) -> Result<()> {
     let (events, inbox) = mpsc::channel(EVENTS_MAX);
     let (commands, to_link) = mpsc::channel(EVENTS_MAX);
     let from_exec = events.clone();
-    let exec = ExecConfig { policy: config.policy.clone(), data: config.data.clone() };
+    let signing = Some(signing(config, &enrolled, &key)?);
+    let exec = ExecConfig { policy: config.policy.clone(), data: config.data.clone(), signing };
     let exec = Executor::spawn(
         exec,
         Box::new(move |message| drop(from_exec.blocking_send(Event::FromExec(message)))),
@@ -107,6 +109,16 @@ pub fn run(config: &Config) -> Result<()> {
     // The loop's end of the link is gone with it: the link says its last words and ends.
     let _ = link.join();
     done
+}
+
+/// What the executor needs to verify signed jobs.
+///
+/// # Errors
+/// When the device's key is none.
+pub fn signing(config: &Config, enrolled: &Enrolled, key: &[u8]) -> Result<Signing> {
+    let key = files::public(key).map_err(|_| anyhow::anyhow!("the device key is not an Ed25519 key"))?;
+    let (fleet, node, tags) = (enrolled.fleet, enrolled.node.clone(), config.tags.clone());
+    Ok(Signing { trust: config.trust.clone(), board: Board { fleet, node, key, tags } })
 }
 
 fn setup(config: &Config, enrolled: &Enrolled) -> Result<Setup> {

@@ -12,6 +12,8 @@ pub const DATA: &str = "/var/lib/dunlin-agent";
 pub const CONFIG: &str = "/etc/dunlin/agent.toml";
 /// The usual policy file.
 pub const POLICY: &str = "/etc/dunlin/policy.toml";
+/// The usual trust file.
+pub const TRUST: &str = "/etc/dunlin/trust.toml";
 
 /// Why a configuration is refused: place, rule and fix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,6 +25,7 @@ pub struct ConfigError(String);
 struct Raw {
     data: Option<PathBuf>,
     policy: Option<PathBuf>,
+    trust: Option<PathBuf>,
     slots: Option<u32>,
     #[serde(default)]
     tags: Vec<String>,
@@ -65,6 +68,8 @@ pub struct Config {
     pub data: PathBuf,
     /// Policy file.
     pub policy: PathBuf,
+    /// Trust file: whose signed jobs are taken.
+    pub trust: PathBuf,
     /// Slots at most; `None` leaves it to operator and policy.
     pub slots: Option<u32>,
     /// Capabilities to announce beside those that are found.
@@ -133,6 +138,7 @@ impl Config {
             // Jobs of an earlier start are known by this path, so it must not depend on where we were started.
             data: std::path::absolute(&data).map_err(|e| bad(format!("data: {e}")))?,
             policy: over.policy.clone().or(raw.policy).unwrap_or_else(|| POLICY.into()),
+            trust: raw.trust.unwrap_or_else(|| TRUST.into()),
             slots: raw.slots,
             tags: tags.collect::<Result<_, _>>()?,
             role,

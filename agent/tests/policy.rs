@@ -88,7 +88,7 @@ fn a_policy_that_cannot_be_meant_is_refused_with_its_line() {
     check("program = \"/x\"\ntimeout = \"5m\"", "over ceilings.timeout");
     check("program = \"/x\"\ntimeout = \"5\"", "must be like \"10s\"");
     check("program = \"/x\"\noutput = \"9MiB\"", "not over ceilings.output");
-    check("program = \"/x\"\nshell = true", "[shell] enabled");
+    check("program = \"/bin/sh\"\nshell = true\nargs = [\"-c\"]", "neither args nor rest");
     check("program = \"/x\"\nsha256 = [\"12\"]", "64 hexadecimal digits");
     check("program = \"/x\"\n[[rule]]\nid = \"r\"\nprogram = \"/y\"", "used twice");
 }
@@ -169,7 +169,7 @@ fn decided(matcher: &str, more: &str, arg: &str) -> String {
     let text = format!("schema = 1\n[[rule]]\nid = \"r\"\nprogram = \"/x\"\nargs = [{matcher}]\n{more}\n");
     let policy = Policy::parse(&[("p.toml".to_owned(), text)]).unwrap();
     let argv = ["/x".to_owned(), arg.to_owned()];
-    match decide(&policy, Request { argv: &argv, cwd: None, env: &[], timeout_ms: None }) {
+    match decide(&policy, Request { argv: &argv, cwd: None, env: &[], timeout_ms: None, signed: None }) {
         Ok(_) => "allow".into(),
         Err(denial) => denial.to_string(),
     }

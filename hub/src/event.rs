@@ -154,6 +154,8 @@ pub enum Request {
         /// How long it may be used, in milliseconds.
         ttl_ms: u64,
     },
+    /// Hand a set of keys on to the boards, as a root signed it.
+    PushKeys(Vec<u8>),
     /// Grant nothing more and cancel what is live.
     Halt,
     /// Grant again.
@@ -188,6 +190,13 @@ pub enum Answer {
         ticket: String,
         /// Its end.
         expires_ms: u64,
+    },
+    /// To `PushKeys`.
+    Keys {
+        /// The version that the hub has now.
+        version: u64,
+        /// Boards it was sent to at once; others get it when they connect.
+        sent: u64,
     },
     /// To `Halt`: how many tasks were cancelled. To `Resume`: 0.
     Fleet {
@@ -230,6 +239,17 @@ pub enum ApiRefusal {
     /// Too many tasks wait.
     #[error("the queue holds {0} tasks, its limit; cancel some or wait")]
     QueueFull(u64),
+    /// The bytes are none.
+    #[error("this is not a key set that this version reads; `dunlin keys make` writes one")]
+    NoKeySet,
+    /// The hub has a newer set.
+    #[error("version {version} of the key set is not newer than {held}, which the hub has")]
+    OldKeySet {
+        /// Its version.
+        version: u64,
+        /// The version that the hub has.
+        held: u64,
+    },
     /// The store is near its bound; only results are still taken.
     #[error("the store is full: free space on the data disk or raise `store.max_gib`")]
     StorageFull,
@@ -292,6 +312,8 @@ pub struct NodeView {
     pub free: u32,
     /// What the board last said of itself.
     pub board: Option<BoardView>,
+    /// Version of the key set it has in force; `None` when it trusts no signatures, or is not there.
+    pub key_set: Option<u64>,
     /// Code of the outcome it last reported.
     pub last_outcome: Option<String>,
     /// Its connection.

@@ -68,7 +68,7 @@ fn layers_point_one_way() {
     check("hub/src", &["dunlin_agent"], &[]);
     check("agent/src", &["dunlin_hub"], &[]);
     check("hub/src", &["heed"], &["store/mod.rs", "store/sessions.rs"]);
-    check("agent/src", &["heed"], &["store/mod.rs"]);
+    check("agent/src", &["heed"], &["store/mod.rs", "exec/replay.rs"]);
     check("hub/src/store", &["crate::api", "crate::link", "crate::hub"], &[]);
     check("hub/src/api", &["crate::link", "crate::hub", "crate::cli"], &[]);
     check("hub/src/link", &["crate::api", "crate::store", "crate::hub", "crate::cli"], &[]);

@@ -5,6 +5,7 @@
 //! streams. Variants and fields are appended only, see [`version`]; `tests/` holds the bytes of every message.
 
 pub mod backoff;
+pub mod bundle;
 pub mod close;
 pub mod datagram;
 pub mod envelope;

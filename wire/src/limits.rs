@@ -76,6 +76,8 @@ pub const AUDIENCE_MAX: usize = 32;
 pub const SCOPE_MAX: usize = 32;
 /// Longest time from a signed job's not-before to its expiry, in milliseconds (a year).
 pub const SIGNED_LIFE_MS_MAX: u64 = 366 * 24 * 3_600_000;
+/// Largest result of a bundle, in bytes: both streams, and what is said about them.
+pub const BUNDLE_RESULT_MAX: usize = 2 * OUTPUT_MAX as usize + 64 * 1024;
 /// Largest operator's certificate, in bytes.
 pub const CERT_MAX: usize = 8 * 1024;
 /// Largest set of keys, in bytes.

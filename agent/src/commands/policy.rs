@@ -80,7 +80,8 @@ pub fn decide_all(path: &Path, cases: &str) -> Result<(usize, Vec<String>), Stri
             }
         };
         let env: Vec<_> = case.env.clone().into_iter().collect();
-        let request = Request { argv: &case.argv, cwd: case.cwd.as_deref(), env: &env, timeout_ms };
+        let request =
+            Request { argv: &case.argv, cwd: case.cwd.as_deref(), env: &env, timeout_ms, signed: None };
         let got = match (&case.shell, exec::decide(&policy, request)) {
             (Some(_), _) => format!("deny:{}", Denial::ShellDisabled),
             (None, Ok(rule)) => format!("allow:{rule}"),

@@ -5,7 +5,7 @@ use crate::clock::BootMs;
 use crate::event::{Effect, Record, Write};
 use crate::exec::message::{Decision, EndCause, ToExec, Work};
 use dunlin_wire::Fence;
-use dunlin_wire::job::{Denial, Interruption, Job, Outcome, Report};
+use dunlin_wire::job::{Denial, Interruption, Outcome, Report};
 use dunlin_wire::message::{AbortCause, Grant, ToHub, Upload, Verdict};
 
 impl Core {
@@ -25,12 +25,11 @@ impl Core {
             return;
         }
         let blocked = self.attempts.values().any(|a| a.record.task == grant.task && a.phase != Phase::Ended);
-        let Job::Shell(shell) = grant.job;
         let work = Box::new(Work {
             task: grant.task.clone(),
             fence,
             attempt: grant.attempt,
-            shell,
+            job: grant.job,
             timeout_ms: grant.timeout_ms,
         });
         let phase = if blocked {

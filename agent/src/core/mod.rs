@@ -8,6 +8,7 @@ pub mod budget;
 pub mod keepalive;
 pub mod policy;
 pub mod reports;
+pub mod trust;
 mod uplink;
 pub mod uplinks;
 
@@ -65,6 +66,8 @@ pub struct Core {
     next_connection: u64,
     connections_reserved: u64,
     policy: Option<PolicyState>,
+    // Version of the key set in force; nothing where no signature is trusted.
+    keys: Option<u64>,
     quarantined: u32,
     reports: Reports,
     link: Option<Link>,
@@ -87,6 +90,7 @@ impl Core {
             next_connection: loaded.next_connection.max(1),
             connections_reserved: loaded.next_connection.max(1),
             policy: None,
+            keys: None,
             quarantined: 0,
             reports: Reports::new(setup.profile),
             link: None,
@@ -144,6 +148,12 @@ impl Core {
             FromExec::Output { fence, stream, offset, bytes } => {
                 if self.is_welcome() && self.thrift < Thrift::Spent {
                     out.push(Effect::Live { fence, stream, offset, bytes });
+                }
+            }
+            FromExec::Keys { version } => {
+                let news = self.keys.replace(version) != Some(version);
+                if news && self.is_welcome() {
+                    self.say(ToHub::Keys { version }, now, out);
                 }
             }
             FromExec::Ended { fence, report, kept } => self.handle_ended(fence, report, kept, now, out),

@@ -6,6 +6,7 @@ use super::reports::Report;
 use super::{BLOCK, Core, Phase};
 use crate::clock::BootMs;
 use crate::event::{Effect, Write};
+use crate::exec::message::ToExec;
 use dunlin_wire::message::{Hello, Numbered, Role, ToAgent, ToHub, Unfinished};
 use dunlin_wire::version::GENERATION;
 use dunlin_wire::{ClaimId, limits};
@@ -81,6 +82,16 @@ impl Core {
         if let Some(link) = self.link.as_mut().filter(|link| link.early) {
             link.early = false;
             self.say_holding(now, out);
+            if self.is_welcome() {
+                self.say_keys(now, out);
+            }
+        }
+    }
+
+    /// Which keys are trusted here, so that the hub can send newer ones.
+    fn say_keys(&mut self, now: BootMs, out: &mut Vec<Effect>) {
+        if let Some(version) = self.keys {
+            self.say(ToHub::Keys { version }, now, out);
         }
     }
 
@@ -118,6 +129,12 @@ impl Core {
                 if welcome.heartbeat_ms != self.heartbeat_ms {
                     self.heartbeat_ms = welcome.heartbeat_ms.max(1);
                     self.keepalive = Keepalive::new(self.setup.profile, self.heartbeat_ms);
+                }
+                self.say_keys(now, out);
+            }
+            ToAgent::Keys(bytes) => {
+                if bytes.len() <= limits::KEYS_MAX {
+                    out.push(Effect::Exec(ToExec::Keys(bytes)));
                 }
             }
             ToAgent::Verdicts { heard, verdicts } => {

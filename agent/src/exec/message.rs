@@ -2,7 +2,7 @@
 //! else crosses, so that the executor can become a process of its own without the loop noticing.
 
 use crate::clock::BootMs;
-use dunlin_wire::job::{CancelledBy, Interruption, Report, Shell, Stream};
+use dunlin_wire::job::{CancelledBy, Interruption, Job, Report, Stream};
 use dunlin_wire::{Fence, TaskId};
 use serde::{Deserialize, Serialize};
 
@@ -38,10 +38,12 @@ pub enum ToExec {
         /// Why; also decides whether it gets its grace.
         cause: EndCause,
     },
-    /// Read the policy again. Answered by `Policy`.
+    /// Read the policy again, and the trust file. Answered by `Policy`.
     ReloadPolicy,
     /// End every job, then stop: the last `Ended` is followed by the end of the channel.
     Shutdown,
+    /// A key set, as a root is said to have signed it. Answered by `Keys`.
+    Keys(Vec<u8>),
 }
 
 /// Why the agent ends a job.
@@ -62,9 +64,9 @@ pub struct Work {
     pub fence: Fence,
     /// Its number from 1, shown as `DUNLIN_ATTEMPT`.
     pub attempt: u32,
-    /// What to run.
-    pub shell: Shell,
-    /// Timeout asked for, in milliseconds; `None` takes the rule's.
+    /// What to run. Of a signed job only what was signed counts.
+    pub job: Job,
+    /// Timeout asked for, in milliseconds; `None` takes the rule's. A signed job brings its own.
     pub timeout_ms: Option<u64>,
 }
 
@@ -104,6 +106,11 @@ pub enum FromExec {
         report: Box<Report>,
         /// Kept bytes of stdout and stderr: head, then tail.
         kept: [Vec<u8>; 2],
+    },
+    /// The key set in force, 0 for none. Never said where no signature is trusted.
+    Keys {
+        /// Its version.
+        version: u64,
     },
 }
 

@@ -10,23 +10,29 @@ mod kernel;
 pub mod message;
 mod output;
 mod prepare;
+mod replay;
 mod run;
 mod sweep;
 mod sys;
+mod verify;
 
 pub use kernel::Kernel;
 pub use sweep::{SweepError, sweep};
+pub use verify::{Signing, load_trust};
 
-use crate::core::policy::{self, Policy, Request};
+use crate::core::policy::{self, Policy, Request, Signed};
+use crate::core::trust::Verified;
 use crate::exec::message::{Decision, FromExec, PolicyState, ToExec, Work};
 use dunlin_wire::Fence;
-use dunlin_wire::job::{Denial, Outcome, Report, layer};
+use dunlin_wire::envelope;
+use dunlin_wire::job::{Denial, Job as Asked, Outcome, Report, Shell, layer};
 use prepare::Opened;
 use run::Job;
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use verify::Verifier;
 
 /// Free space below which nothing new is taken on, in bytes.
 const FREE_BYTES_MIN: u64 = 64 << 20;
@@ -39,13 +45,16 @@ const TICK_MS: i32 = 20;
 pub struct ExecConfig {
     /// The policy file; `policy.d/*.toml` beside it is read too.
     pub policy: PathBuf,
-    /// The agent's data directory: `run/` and `scratch/` lie in it.
+    /// The agent's data directory: `run/`, `scratch/` and `exec/`, which is the executor's own, lie in it.
     pub data: PathBuf,
+    /// What it takes to verify signed jobs; without it they are denied.
+    pub signing: Option<Signing>,
 }
 
 /// What was prepared and not started.
 struct Prepared {
     work: Work,
+    shell: Shell,
     opened: Opened,
     rule: String,
     timeout_ms: u64,
@@ -76,6 +85,7 @@ impl Executor {
         sys::set_nonblocking(wake.as_raw_fd())?;
         std::thread::Builder::new().name("executor".into()).spawn(move || {
             let mut machine = Machine {
+                verifier: Verifier::open(config.signing.clone(), &config.data.join("exec")),
                 config,
                 tell,
                 policy: None,
@@ -85,6 +95,7 @@ impl Executor {
                 stopping: false,
             };
             machine.load_policy();
+            machine.tell_keys();
             machine.run(&inbox, &woken);
         })?;
         Ok(Self { messages, wake })
@@ -101,6 +112,7 @@ impl Executor {
 
 struct Machine {
     config: ExecConfig,
+    verifier: Verifier,
     tell: Box<dyn Fn(FromExec) + Send>,
     policy: Option<Policy>,
     digest: [u8; 8],
@@ -188,7 +200,9 @@ impl Machine {
             }
             ToExec::Start { fence, lease_until } => {
                 if let Some(prepared) = self.prepared.remove(&fence) {
-                    match Job::start(prepared, lease_until, &self.config.data) {
+                    let may = self.verifier.start(&prepared.work);
+                    let denied = may.map_err(|reason| Outcome::Denied { reason });
+                    match denied.and_then(|()| Job::start(prepared, lease_until, &self.config.data)) {
                         Ok(job) => drop(self.jobs.insert(fence, job)),
                         Err(outcome) => {
                             let mut report = Report::without_process(outcome);
@@ -213,7 +227,18 @@ impl Machine {
                     job.end(guard::Cause::Asked(cause));
                 }
             }
-            ToExec::ReloadPolicy => self.load_policy(),
+            ToExec::ReloadPolicy => {
+                self.load_policy();
+                self.verifier.load();
+                self.tell_keys();
+            }
+            ToExec::Keys(bytes) => {
+                match self.verifier.renew(&bytes) {
+                    Ok(version) => tracing::info!(version, "key set in force"),
+                    Err(error) => tracing::warn!(error, "a key set was refused"),
+                }
+                self.tell_keys();
+            }
             ToExec::Shutdown => {
                 self.stopping = true;
                 self.prepared.clear();
@@ -225,16 +250,30 @@ impl Machine {
         }
     }
 
+    /// Which key set is in force, where signatures are trusted at all.
+    fn tell_keys(&self) {
+        if let Some(version) = self.verifier.version() {
+            (self.tell)(FromExec::Keys { version });
+        }
+    }
+
     fn prepare(&self, work: Work) -> Result<Prepared, (Denial, Option<String>)> {
         let policy = self.policy.as_ref().ok_or((Denial::PolicyInvalid, None))?;
         if self.stopping {
             return Err((Denial::Draining, None));
         }
+        let verified = self.verifier.verify(&work).map_err(|(denial, _)| (denial, None))?;
+        let (shell, timeout_ms) = asked(&work, verified.as_ref()).ok_or((Denial::Malformed, None))?;
         let request = Request {
-            argv: &work.shell.argv,
-            cwd: work.shell.cwd.as_deref(),
-            env: &work.shell.env,
-            timeout_ms: work.timeout_ms,
+            argv: &shell.argv,
+            cwd: shell.cwd.as_deref(),
+            env: &shell.env,
+            timeout_ms,
+            signed: verified.as_ref().map(|job| Signed {
+                scope: &job.cert.scope,
+                rules: &job.payload.rules,
+                user: job.payload.user.as_deref(),
+            }),
         };
         let allowed = policy::decide(policy, request).map_err(|denial| (denial, None))?;
         let rule = allowed.rule;
@@ -255,6 +294,7 @@ impl Machine {
             kill_on_overflow: rule.on_output_limit == policy::OnOutputLimit::Kill,
             file_size: rule.file_size,
             nofile: rule.nofile,
+            shell,
             work,
         })
     }
@@ -274,6 +314,18 @@ impl Machine {
         };
         let jobs = self.policy.as_ref().map_or(1, |p| p.ceilings.jobs);
         (self.tell)(FromExec::Policy(PolicyState { digest: self.digest, jobs, error }));
+    }
+}
+
+/// What is to run, and for how long at most: of a signed job what was signed, whatever else the hub said.
+fn asked(work: &Work, signed: Option<&Verified>) -> Option<(Shell, Option<u64>)> {
+    match (&work.job, signed) {
+        (Asked::Shell(shell), None) => Some((shell.clone(), work.timeout_ms)),
+        (Asked::Signed(_), Some(job)) => {
+            let envelope::Work::Shell(shell) = &job.payload.work;
+            Some((shell.clone(), job.payload.timeout_ms))
+        }
+        _ => None,
     }
 }
 

@@ -6,7 +6,7 @@ use super::message::{EndCause, FromExec, Work};
 use super::output::HeadTail;
 use super::{LAYERS, Prepared, sys};
 use crate::clock::{self, BootMs};
-use dunlin_wire::job::{Limit, Outcome, Report, SpawnStep, Stream, TimeoutPhase, Usage, layer};
+use dunlin_wire::job::{Limit, Outcome, Report, Shell, SpawnStep, Stream, TimeoutPhase, Usage, layer};
 use dunlin_wire::{Fence, limits};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -97,8 +97,8 @@ impl Job {
         let cgroup = Cgroup::make(&format!("{}{fence}", super::sweep::prefix(data)));
         let spec = Spec {
             cgroup: cgroup.as_ref().map(|c| c.dir().to_owned()),
-            env: environment(&prepared.work, scratch.as_deref(), data),
-            argv: prepared.work.shell.argv,
+            env: environment(&prepared.work, &prepared.shell, scratch.as_deref(), data),
+            argv: prepared.shell.argv,
             script: prepared.opened.script,
             timeout_ms: prepared.timeout_ms,
             grace_ms: prepared.grace_ms,
@@ -331,7 +331,7 @@ fn make_private(dir: &Path) -> std::io::Result<OwnedFd> {
     sys::open_path(&dir.to_string_lossy(), libc::O_PATH | libc::O_DIRECTORY)
 }
 
-fn environment(work: &Work, scratch: Option<&Path>, data: &Path) -> Vec<String> {
+fn environment(work: &Work, shell: &Shell, scratch: Option<&Path>, data: &Path) -> Vec<String> {
     let mut env = vec![
         PATH.to_owned(),
         "LANG=C.UTF-8".to_owned(),
@@ -341,7 +341,7 @@ fn environment(work: &Work, scratch: Option<&Path>, data: &Path) -> Vec<String> 
         format!("DUNLIN_ATTEMPT={}", work.attempt),
         super::sweep::marker(data),
     ];
-    env.extend(work.shell.env.iter().map(|(name, value)| format!("{name}={value}")));
+    env.extend(shell.env.iter().map(|(name, value)| format!("{name}={value}")));
     env
 }
 

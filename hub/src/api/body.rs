@@ -1,7 +1,7 @@
 //! Bodies in and out. They are separate from records and messages, with explicit conversions.
 
 use super::error::ApiError;
-use super::telemetry;
+use super::{signed, telemetry};
 use crate::core::task::{Attempt, End, Task, TaskSpec};
 use crate::event::{NodeView, Traffic};
 use axum::http::StatusCode;
@@ -84,20 +84,27 @@ pub(super) fn submission(value: Value) -> Result<(Option<TaskId>, TaskSpec), Api
     let mut fields = Fields::of(value, "")?;
     let id = fields.take::<TaskId>("taskId")?;
     let kind: String = fields.take("kind")?.unwrap_or_else(|| "shell".to_owned());
-    if kind != "shell" {
-        let message = format!("kind `{kind}` is not known; this hub takes `shell`");
+    if !["shell", "signed"].contains(&kind.as_str()) {
+        let message = format!("kind `{kind}` is not known; this hub takes `shell` and `signed`");
         return Err(ApiError::new(StatusCode::BAD_REQUEST, "unsupported_kind", message));
     }
     let payload = fields.take::<Value>("payload")?;
     let payload = payload.ok_or_else(|| ApiError::field("payload", "is required"))?;
+    let (job, envelope) = match kind.as_str() {
+        "signed" => {
+            let (bytes, payload) = signed::envelope(payload)?;
+            (Job::Signed(bytes), Some(payload))
+        }
+        _ => (Job::Shell(shell(payload)?), None),
+    };
     let mut tags: Vec<Tag> = fields.take("requiredTags")?.unwrap_or_default();
     tags.sort();
     tags.dedup();
     if tags.len() > limits::TAGS_MAX {
         return Err(ApiError::field("requiredTags", format!("must have at most {}", limits::TAGS_MAX)));
     }
-    let spec = TaskSpec {
-        job: Job::Shell(shell(payload)?),
+    let mut spec = TaskSpec {
+        job,
         target: fields.take("targetNodeId")?,
         tags,
         priority: priority(&mut fields)?,
@@ -119,6 +126,10 @@ pub(super) fn submission(value: Value) -> Result<(Option<TaskId>, TaskSpec), Api
         requires: requires(&mut fields)?,
     };
     fields.end()?;
+    let id = match envelope {
+        Some(payload) => Some(signed::fill(id, &mut spec, payload)?),
+        None => id,
+    };
     Ok((id, spec))
 }
 
@@ -172,12 +183,11 @@ fn shell(payload: Value) -> Result<Shell, ApiError> {
 
 /// A task as the API shows it.
 pub(super) fn task(task: &Task) -> Value {
-    let Job::Shell(shell) = &task.spec.job;
-    let env: Map<String, Value> = shell.env.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect();
+    let (kind, payload) = signed::job(&task.spec.job);
     json!({
         "taskId": task.id.as_str(),
-        "kind": "shell",
-        "payload": {"argv": shell.argv, "cwd": shell.cwd, "env": env},
+        "kind": kind,
+        "payload": payload,
         "targetNodeId": task.spec.target.as_ref().map(|n| n.as_str()),
         "requiredTags": task.spec.tags.iter().map(Tag::as_str).collect::<Vec<_>>(),
         "requires": task.spec.requires.iter().map(Require::to_string).collect::<Vec<_>>(),
@@ -287,6 +297,7 @@ pub(super) fn node(view: &NodeView) -> Value {
         "lastOutcome": view.last_outcome,
         "version": node.version,
         "policy": data_encoding::HEXLOWER.encode(&node.policy),
+        "keySet": view.key_set,
         "publicKey": node.key.to_string(),
         "enrolledAt": node.enrolled_ms,
         "telemetry": view.board.as_ref().map(telemetry::body),

@@ -59,6 +59,8 @@ impl From<ApiRefusal> for ApiError {
             }
             ApiRefusal::IllegalMove { .. } => (StatusCode::CONFLICT, "illegal_state"),
             ApiRefusal::NodeExists(_) => (StatusCode::CONFLICT, "node_exists"),
+            ApiRefusal::NoKeySet => (StatusCode::BAD_REQUEST, "invalid_key_set"),
+            ApiRefusal::OldKeySet { .. } => (StatusCode::CONFLICT, "old_key_set"),
             ApiRefusal::QueueFull(_) => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
             ApiRefusal::StorageFull => (StatusCode::INSUFFICIENT_STORAGE, "storage_full"),
             ApiRefusal::StoreFailed => (StatusCode::SERVICE_UNAVAILABLE, "store_failed"),

@@ -10,6 +10,7 @@ mod listen;
 mod metrics;
 mod nodes;
 mod output;
+mod signed;
 mod tasks;
 mod telemetry;
 mod tls;
@@ -91,6 +92,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/nodes/{name}/undrain", post(nodes::undrain))
         .route("/v1/nodes/{name}/revoke", post(nodes::revoke))
         .route("/v1/invites", post(nodes::invite))
+        .route("/v1/keys", post(signed::push_keys))
         .route("/v1/fleet/halt", post(nodes::halt))
         .route("/v1/fleet/resume", post(nodes::resume))
         .route("/v1/audit", get(nodes::audit))

@@ -1,6 +1,8 @@
 //! What `dunlin` can be told.
 
-use super::client::Target;
+use super::client::{Failure, Target};
+use super::key::{KeyCommand, KeysCommand};
+use super::sign::{BundleArgs, SignArgs};
 use clap::{Args, Parser, Subcommand};
 
 const AFTER: &str = "\
@@ -78,6 +80,18 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Keys that sign jobs.
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+    /// Sets of keys that boards trust, and revocation.
+    Keys {
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
+    /// Sign a job into a file, for a board without a hub (`dunlin-agent run-bundle`).
+    Bundle(Box<BundleArgs>),
     /// Stop the fleet: nothing is granted, what runs is cancelled, the queue is kept.
     Halt,
     /// Let a halted fleet go on.
@@ -86,9 +100,10 @@ pub(super) enum Command {
 
 #[derive(Args)]
 pub(super) struct SubmitArgs {
-    /// Id of the task; the same id again with the same body changes nothing.
-    #[arg(long)]
-    pub task_id: Option<String>,
+    #[command(flatten)]
+    pub job: JobArgs,
+    #[command(flatten)]
+    pub sign: SignArgs,
     /// Only on this node.
     #[arg(long)]
     pub node: Option<String>,
@@ -102,36 +117,55 @@ pub(super) struct SubmitArgs {
     /// low, normal, high, urgent, or -10 to 100.
     #[arg(long, allow_hyphen_values = true)]
     pub priority: Option<String>,
-    /// Run timeout, like 250ms, 10s, 2m.
-    #[arg(long, value_parser = duration)]
-    pub timeout: Option<u64>,
-    /// Attempts until the task is given up, 1 to 10.
-    #[arg(long)]
-    pub max_attempts: Option<u32>,
     /// Longest wait in the queue.
     #[arg(long, value_parser = duration)]
     pub ttl: Option<u64>,
-    /// Working directory on the board.
-    #[arg(long)]
-    pub cwd: Option<String>,
-    /// Variable for the job, NAME=VALUE; may be repeated.
-    #[arg(long)]
-    pub env: Vec<String>,
     /// What happens when the board loses the hub.
     #[arg(long, value_parser = ["fence", "carryOn"])]
     pub on_disconnect: Option<String>,
-    /// What happens when the board loses power.
-    #[arg(long, value_parser = ["atLeastOnce", "atMostOnce"])]
-    pub delivery: Option<String>,
     /// Stream the job's output, and exit as it did.
     #[arg(long)]
     pub wait: bool,
     /// Print the task as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// The job itself, whoever carries it.
+#[derive(Args)]
+pub(super) struct JobArgs {
+    /// Id of the task; the same id again with the same body changes nothing.
+    #[arg(long)]
+    pub task_id: Option<String>,
+    /// Run timeout, like 250ms, 10s, 2m.
+    #[arg(long, value_parser = duration)]
+    pub timeout: Option<u64>,
+    /// Attempts until the task is given up, 1 to 10.
+    #[arg(long)]
+    pub max_attempts: Option<u32>,
+    /// Working directory on the board.
+    #[arg(long)]
+    pub cwd: Option<String>,
+    /// Variable for the job, NAME=VALUE; may be repeated.
+    #[arg(long)]
+    pub env: Vec<String>,
+    /// What happens when the board loses power.
+    #[arg(long, value_parser = ["atLeastOnce", "atMostOnce"])]
+    pub delivery: Option<String>,
     /// Program (absolute path) and arguments.
     #[arg(last = true, required = true)]
     pub argv: Vec<String>,
+}
+
+impl JobArgs {
+    /// The variables.
+    pub(super) fn variables(&self) -> Result<Vec<(String, String)>, Failure> {
+        let pair = |entry: &String| {
+            let pair = entry.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+            pair.ok_or_else(|| Failure::Usage(format!("--env `{entry}` must be NAME=VALUE")))
+        };
+        self.env.iter().map(pair).collect()
+    }
 }
 
 #[derive(Subcommand)]
@@ -228,9 +262,9 @@ pub(super) enum NodeCommand {
     },
 }
 
-/// Milliseconds of `250ms`, `10s`, `2m`, `1h`.
-fn duration(text: &str) -> Result<u64, String> {
-    dunlin_wire::units::duration_ms(text).ok_or_else(|| "write it like 250ms, 10s, 2m or 1h".to_owned())
+/// Milliseconds of `250ms`, `10s`, `2m`, `1h`, `90d`.
+pub(super) fn duration(text: &str) -> Result<u64, String> {
+    dunlin_wire::units::duration_ms(text).ok_or_else(|| "write it like 250ms, 10s, 2m, 1h or 90d".to_owned())
 }
 
 #[cfg(test)]
@@ -261,6 +295,6 @@ mod tests {
             "--wait",
         ]);
         let Ok(Cli { command: Command::Submit(args), .. }) = cli else { panic!("does not parse") };
-        assert_eq!(args.argv, ["/bin/echo", "--wait"]);
+        assert_eq!(args.job.argv, ["/bin/echo", "--wait"]);
     }
 }

@@ -3,7 +3,9 @@
 mod args;
 mod client;
 mod hub_url;
+mod key;
 mod show;
+mod sign;
 mod top;
 mod trust;
 mod wait;
@@ -11,6 +13,7 @@ mod wait;
 use args::{Cli, Command, NodeCommand, SubmitArgs, TaskCommand};
 use clap::Parser;
 use client::{Client, Failure};
+use key::KeysCommand;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::ExitCode;
@@ -24,7 +27,14 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
         }
     };
-    match Client::new(cli.target).and_then(|client| run(&client, cli.command)) {
+    let done = match cli.command {
+        // These need no hub, and no token for it.
+        Command::Key { command } => key::key(command).map(|()| 0),
+        Command::Keys { command: command @ KeysCommand::Make { .. } } => key::make(command).map(|()| 0),
+        Command::Bundle(args) => sign::bundle(*args),
+        command => Client::new(cli.target).and_then(|client| run(&client, command)),
+    };
+    match done {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             eprintln!("dunlin: {failure}");
@@ -55,6 +65,8 @@ fn run(client: &Client, command: Command) -> Result<u8, Failure> {
                 true
             })?;
         }
+        Command::Keys { command: KeysCommand::Push { file } } => key::push(client, &file)?,
+        Command::Key { .. } | Command::Keys { .. } | Command::Bundle(_) => {}
         Command::Halt => {
             let answer = client.post("/v1/fleet/halt", &json!({}))?;
             println!("halted; {} tasks cancelled, the queue is kept", answer["cancelled"]);
@@ -90,16 +102,12 @@ fn submit(client: &Client, args: SubmitArgs) -> Result<u8, Failure> {
 }
 
 fn body(args: &SubmitArgs) -> Result<Value, Failure> {
-    let mut env = serde_json::Map::new();
-    for entry in &args.env {
-        let pair = entry.split_once('=');
-        let (name, value) =
-            pair.ok_or_else(|| Failure::Usage(format!("--env `{entry}` must be NAME=VALUE")))?;
-        env.insert(name.to_owned(), value.into());
-    }
+    let job = &args.job;
+    let env: serde_json::Map<_, _> = job.variables()?.into_iter().map(|(k, v)| (k, v.into())).collect();
+    let signed = args.sign.envelope(job)?;
     let mut body = json!({
         "kind": "shell",
-        "payload": {"argv": args.argv, "env": env},
+        "payload": {"argv": job.argv, "cwd": job.cwd, "env": env},
         "requiredTags": args.tag,
         "requires": args.require,
     });
@@ -109,16 +117,23 @@ fn body(args: &SubmitArgs) -> Result<Value, Failure> {
         }
     };
     let priority = args.priority.as_ref().map(|p| p.parse::<i64>().map_or_else(|_| json!(p), |n| json!(n)));
-    set("taskId", args.task_id.clone().map(Value::from));
     set("targetNodeId", args.node.clone().map(Value::from));
     set("priority", priority);
-    set("timeoutMs", args.timeout.map(Value::from));
-    set("maxAttempts", args.max_attempts.map(Value::from));
     set("ttlMs", args.ttl.map(Value::from));
     set("onDisconnect", args.on_disconnect.clone().map(Value::from));
-    set("delivery", args.delivery.clone().map(Value::from));
-    if let Some(cwd) = &args.cwd {
-        body["payload"]["cwd"] = cwd.as_str().into();
+    match signed {
+        Some(envelope) => {
+            let envelope = data_encoding::BASE64URL_NOPAD.encode(&envelope);
+            set("kind", Some("signed".into()));
+            set("payload", Some(json!({"envelope": envelope})));
+        }
+        // Of a signed job these are in the envelope.
+        None => {
+            set("taskId", job.task_id.clone().map(Value::from));
+            set("timeoutMs", job.timeout.map(Value::from));
+            set("maxAttempts", job.max_attempts.map(Value::from));
+            set("delivery", job.delivery.clone().map(Value::from));
+        }
     }
     Ok(body)
 }

@@ -5,6 +5,7 @@
 
 mod attempts;
 mod early;
+mod keys;
 mod load;
 mod recover;
 mod requests;
@@ -64,6 +65,8 @@ struct Session {
     settled: bool,
     // It said that it goes: what it still delivers is taken, but it is not there any more.
     leaving: bool,
+    // The key set it has in force, when it trusts signatures.
+    keys: Option<u64>,
 }
 
 /// An enrolled node and what is known of it now.
@@ -88,7 +91,7 @@ struct Member {
 
 impl Session {
     fn new(conn: ConnId, heard: u64) -> Self {
-        Self { conn, heard, claims: BTreeSet::new(), settled: false, leaving: false }
+        Self { conn, heard, claims: BTreeSet::new(), settled: false, leaving: false, keys: None }
     }
 }
 

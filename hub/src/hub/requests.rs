@@ -43,6 +43,7 @@ impl Hub {
             Request::Drain(name, on) => self.drain(&name, on, turn),
             Request::Revoke(name) => self.revoke(&name, turn),
             Request::Invite { node, ttl_ms } => self.invite(node, ttl_ms, turn),
+            Request::PushKeys(bytes) => self.push_keys(bytes, turn),
             Request::Halt => self.halt(turn),
             Request::Resume => self.resume(turn),
             Request::Metrics => Ok(Ok(Answer::Metrics(Box::new(self.figures_now(turn))))),
@@ -222,6 +223,7 @@ fn audit_of(request: &Request) -> Option<(&'static str, String)> {
         Request::Drain(name, false) => ("node.undrain", name.to_string()),
         Request::Revoke(name) => ("node.revoke", name.to_string()),
         Request::Invite { node, .. } => ("node.invite", node.name.to_string()),
+        Request::PushKeys(_) => ("keys.push", String::new()),
         Request::Halt => ("fleet.halt", String::new()),
         Request::Resume => ("fleet.resume", String::new()),
         Request::Submit { .. }

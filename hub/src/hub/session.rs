@@ -92,6 +92,7 @@ impl Hub {
                 self.seat(name);
                 Ok(())
             }
+            ToHub::Keys { version } => self.handle_keys(conn, name, version, turn),
             ToHub::Hello(_)
             | ToHub::Join(_)
             | ToHub::Inventory(_)

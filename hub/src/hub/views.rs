@@ -25,6 +25,7 @@ impl Hub {
             running: of(true),
             free: member.session.as_ref().map_or(0, |s| s.claims.len() as u32),
             board: self.board_of(member, turn),
+            key_set: member.session.as_ref().and_then(|session| session.keys),
             last_outcome: member.last_outcome.clone(),
             conn: member.session.as_ref().map(|s| s.conn),
             heartbeat_ms: member.heartbeat_ms(&self.setup.timing),

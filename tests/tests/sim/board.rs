@@ -4,7 +4,7 @@ use crate::model::Model;
 use dunlin_agent::core::Core;
 use dunlin_agent::event::{Effect, Event, Loaded, Setup, Write};
 use dunlin_agent::exec::message::{Decision, EndCause, FromExec, PolicyState, ToExec, Work};
-use dunlin_wire::job::{Denial, Interruption, Outcome, Report, Shell, Stream, StreamEnd, TimeoutPhase};
+use dunlin_wire::job::{Denial, Interruption, Job, Outcome, Report, Stream, StreamEnd, TimeoutPhase};
 use dunlin_wire::message::{Profile, Role};
 use dunlin_wire::{Fence, FleetId, Key, NodeName, TaskId};
 use std::collections::BTreeMap;
@@ -121,7 +121,7 @@ impl Board {
                 let Some(work) = self.prepared.remove(&fence) else { return };
                 model.started(&work.task, self.at, fence);
                 self.inbox.push((now, Event::FromExec(FromExec::Started { fence })));
-                let (ends_at, outcome) = fate(&work.shell, now, rng);
+                let (ends_at, outcome) = fate(&work.job, now, rng);
                 self.processes.insert(fence, Process { task: work.task, ends_at, lease_until, outcome });
             }
             ToExec::Forget { fence } => drop(self.prepared.remove(&fence)),
@@ -182,8 +182,8 @@ impl Board {
 }
 
 /// How long a job runs and how it ends, by itself.
-fn fate(shell: &Shell, now: u64, rng: &mut fastrand::Rng) -> (u64, Outcome) {
-    let long = shell.argv.len() > 1;
+fn fate(job: &Job, now: u64, rng: &mut fastrand::Rng) -> (u64, Outcome) {
+    let long = matches!(job, Job::Shell(shell) if shell.argv.len() > 1);
     let ends_at = now + if long { rng.u64(5_000..90_000) } else { rng.u64(1..4_000) };
     let outcome = match rng.u8(..) {
         0..=40 => Outcome::Exit { code: 1 },

@@ -2,7 +2,7 @@
 
 use super::names::{is_forbidden_variable, is_launcher};
 use super::raw::{RawMatcher, RawPolicy, RawRule};
-use super::{Ceilings, Matcher, OnOutputLimit, PathKind, Policy, Root, Rule, Signing, TIMEOUT_MS};
+use super::{Ceilings, Grade, Matcher, OnOutputLimit, PathKind, Policy, Root, Rule, Signing, TIMEOUT_MS};
 use dunlin_wire::job::Denial;
 use dunlin_wire::{limits, units};
 use regex_lite::Regex;
@@ -43,10 +43,10 @@ pub(super) fn compile(files: &[(String, String)]) -> Result<Policy, PolicyError>
         ceilings: Ceilings::default(),
         roots: BTreeMap::new(),
         rules: Vec::new(),
+        signing: Signing::Privileged,
         shell: false,
         unenforced: vec![],
     };
-    let mut signing = Signing::Privileged;
     let mut raw_rules = Vec::new();
     for (at, (file, text)) in files.iter().enumerate() {
         let source = Source { file, text };
@@ -63,7 +63,7 @@ pub(super) fn compile(files: &[(String, String)]) -> Result<Policy, PolicyError>
         }
         if at == 0 {
             policy.ceilings = ceilings(&raw, &source)?;
-            signing = signing_of(&raw, &source)?;
+            policy.signing = signing_of(&raw, &source)?;
             policy.shell = raw.shell.enabled;
             policy.unenforced = unenforced(&raw);
         }
@@ -88,7 +88,7 @@ pub(super) fn compile(files: &[(String, String)]) -> Result<Policy, PolicyError>
             if !ids.insert(raw.id.clone()) {
                 return Err(source.rule_error(&raw.id, "the id is used twice"));
             }
-            policy.rules.push(rule(raw, &policy, signing, &source)?);
+            policy.rules.push(rule(raw, &policy, &source)?);
         }
     }
     Ok(policy)
@@ -142,7 +142,7 @@ fn signing_of(raw: &RawPolicy, source: &Source<'_>) -> Result<Signing, PolicyErr
     }
 }
 
-fn rule(raw: RawRule, policy: &Policy, signing: Signing, source: &Source<'_>) -> Result<Rule, PolicyError> {
+fn rule(raw: RawRule, policy: &Policy, source: &Source<'_>) -> Result<Rule, PolicyError> {
     let id = raw.id.clone();
     let err = |message: &str| source.rule_error(&id, message);
     let program = match (&raw.program, &raw.interpreter, &raw.script) {
@@ -153,7 +153,7 @@ fn rule(raw: RawRule, policy: &Policy, signing: Signing, source: &Source<'_>) ->
     if !program.starts_with('/') {
         return Err(err("the program must be an absolute path"));
     }
-    if is_launcher(&program) && !raw.launcher && raw.script.is_none() {
+    if is_launcher(&program) && !raw.launcher && !raw.shell && raw.script.is_none() {
         return Err(err("this program runs other programs; say `launcher = true` if that is meant"));
     }
     let sha256 = raw.sha256.iter().map(|text| {
@@ -195,13 +195,16 @@ fn rule(raw: RawRule, policy: &Policy, signing: Signing, source: &Source<'_>) ->
         None => None,
         Some(text) => Some(units::bytes(text).ok_or_else(|| err("limits.file_size must be like \"2GiB\""))?),
     };
-    let unmet = unmet(&raw, policy, signing).map_err(|m| err(&m))?;
+    let unmet = unmet(&raw, policy).map_err(|m| err(&m))?;
     let matcher = |raw| matcher(raw, policy).map_err(|m| err(&m));
     // A rule that names its timeout and no more means just that.
     let ceiling = timeout_ms_max.or(timeout_ms).unwrap_or(policy.ceilings.timeout_ms);
+    let user = raw.user.clone().unwrap_or_else(|| "slot".into());
+    let privileged = user == "root" || raw.launcher || raw.shell || raw.detach;
     Ok(Rule {
         program,
         sha256,
+        grade: Grade { privileged, shell: raw.shell, user },
         args: raw.args.into_iter().map(matcher).collect::<Result<_, _>>()?,
         rest: raw.rest.map(|r| Ok((matcher(r.each)?, r.min, r.max))).transpose()?,
         cwd: raw.cwd,
@@ -214,36 +217,30 @@ fn rule(raw: RawRule, policy: &Policy, signing: Signing, source: &Source<'_>) ->
         output,
         on_output_limit,
         unicode: raw.unicode,
-        launcher: raw.launcher,
+        launcher: raw.launcher || raw.shell,
         id: raw.id,
     })
 }
 
 /// What the rule asks for and this version does not have. It is denied, never run with less than the file says; only
 /// `sandbox = "best-effort"` takes what there is.
-fn unmet(raw: &RawRule, policy: &Policy, signing: Signing) -> Result<Option<Denial>, String> {
+fn unmet(raw: &RawRule, policy: &Policy) -> Result<Option<Denial>, String> {
     let best_effort = match raw.sandbox.as_deref() {
         None => false,
         Some("best-effort") => true,
         Some("require") => return Ok(Some(Denial::SandboxUnavailable)),
         Some(_) => return Err("sandbox must be require or best-effort".into()),
     };
-    if raw.shell && !policy.shell {
-        return Err("shell = true needs [shell] enabled = true".into());
+    if raw.shell && (!raw.args.is_empty() || raw.rest.is_some()) {
+        return Err(
+            "shell = true takes one free line behind `-c`, so it can have neither args nor rest".into()
+        );
     }
     if let Some(name) = raw.write.iter().filter_map(|w| w.strip_prefix("root:")).find(|w| {
         let root = w.split('/').next().unwrap_or(w);
         !policy.roots.contains_key(root)
     }) {
         return Err(format!("write names `{name}`, whose root is not defined"));
-    }
-    let root = raw.user.as_deref() == Some("root");
-    let privileged = root || raw.launcher || raw.shell || raw.detach;
-    if signing == Signing::Always || (signing == Signing::Privileged && privileged) {
-        return Ok(Some(Denial::SignatureMissing));
-    }
-    if raw.shell {
-        return Ok(Some(Denial::ShellUnsigned));
     }
     if raw.user.as_deref().is_some_and(|u| u != "root") || !raw.groups.is_empty() {
         return Ok(Some(Denial::User));
@@ -304,6 +301,9 @@ pub fn lint(policy: &Policy) -> Vec<String> {
         }
         if is_launcher(&rule.program) {
             found.push(format!("rule `{}`: {} runs other programs", rule.id, rule.program));
+        }
+        if rule.grade.shell && !policy.shell {
+            found.push(format!("rule `{}`: shell = true needs [shell] enabled = true", rule.id));
         }
         if let Some(reason) = rule.unmet {
             found.push(format!("rule `{}`: this version denies it ({reason})", rule.id));

@@ -1,8 +1,9 @@
 //! Whether a job may run, on its words alone. In the order of EXEC.md: shape and sizes, program, arguments, env,
 //! timeout, then cwd and path operands as text; what the paths lead to is looked at on the opened things.
 
-use super::{ARG_BYTES_MAX, ARGV_MAX, Matcher, PathKind, Policy, Root, Rule};
+use super::{ARG_BYTES_MAX, ARGV_MAX, Matcher, PathKind, Policy, Root, Rule, Signing};
 use dunlin_wire::job::Denial;
+use dunlin_wire::keys::{Kind, Scope};
 
 /// What is asked.
 #[derive(Debug, Clone, Copy)]
@@ -15,6 +16,19 @@ pub struct Request<'a> {
     pub env: &'a [(String, String)],
     /// Timeout, in milliseconds.
     pub timeout_ms: Option<u64>,
+    /// Who signed it, when somebody did.
+    pub signed: Option<Signed<'a>>,
+}
+
+/// What a signature that was verified says.
+#[derive(Debug, Clone, Copy)]
+pub struct Signed<'a> {
+    /// How far the signer's key reaches.
+    pub scope: &'a Scope,
+    /// Rules that the signer meant; empty: any.
+    pub rules: &'a [String],
+    /// Whom the signer wants it to run as.
+    pub user: Option<&'a str>,
 }
 
 /// A path of the request, to be opened beneath its root.
@@ -52,7 +66,8 @@ pub fn decide<'a>(policy: &'a Policy, request: Request<'_>) -> Result<Allowed<'a
         return Err(Denial::NotAbsolute);
     }
     let mut why = Denial::NotAllowlisted;
-    for rule in policy.rules.iter().filter(|rule| rule.program == *program) {
+    let meant = |id: &String| request.signed.is_none_or(|s| s.rules.is_empty() || s.rules.contains(id));
+    for rule in policy.rules.iter().filter(|rule| rule.program == *program && meant(&rule.id)) {
         match arguments(policy, rule, &request.argv[1..]) {
             Ok(operands) => return rest(policy, rule, operands, request),
             Err(denial) if why == Denial::NotAllowlisted => why = denial,
@@ -111,13 +126,46 @@ fn rest<'a>(
             found
         }
     };
+    signature(policy, rule, request.signed)?;
     match rule.unmet {
         Some(denial) => Err(denial),
         None => Ok(Allowed { rule, timeout_ms, operands, cwd }),
     }
 }
 
+/// Whether the rule needs a signature that is not there, or more than the signer's key may do.
+fn signature(policy: &Policy, rule: &Rule, signed: Option<Signed<'_>>) -> Result<(), Denial> {
+    let grade = &rule.grade;
+    if grade.shell && !policy.shell {
+        return Err(Denial::ShellDisabled);
+    }
+    let Some(signed) = signed else {
+        return match policy.signing {
+            _ if grade.shell => Err(Denial::ShellUnsigned),
+            Signing::Always => Err(Denial::SignatureMissing),
+            Signing::Privileged if grade.privileged => Err(Denial::SignatureMissing),
+            Signing::Privileged | Signing::Never => Ok(()),
+        };
+    };
+    if signed.user.is_some_and(|user| user != grade.user) {
+        return Err(Denial::User);
+    }
+    let kind = if grade.shell { Kind::Line } else { Kind::Shell };
+    if signed.scope.covers(kind, &rule.id, &grade.user) { Ok(()) } else { Err(Denial::KeyScope) }
+}
+
+/// A free line behind `-c`. It may have several lines, and nothing that hides what it is.
+fn line(args: &[String], unicode: bool) -> Result<(), Denial> {
+    match args {
+        [option, line] if option == "-c" => text(&line.replace(['\n', '\t'], " "), unicode),
+        _ => Err(Denial::Argument),
+    }
+}
+
 fn arguments<'a>(policy: &'a Policy, rule: &'a Rule, args: &[String]) -> Result<Vec<Operand<'a>>, Denial> {
+    if rule.grade.shell {
+        return line(args, rule.unicode).map(|()| Vec::new());
+    }
     for arg in args {
         text(arg, rule.unicode)?;
     }

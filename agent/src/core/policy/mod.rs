@@ -9,7 +9,7 @@ mod names;
 mod raw;
 
 pub use compile::{PolicyError, lint};
-pub use decide::{Allowed, Operand, Request, decide};
+pub use decide::{Allowed, Operand, Request, Signed, decide};
 pub(crate) use names::is_launcher;
 
 use dunlin_wire::job::Denial;
@@ -97,6 +97,17 @@ pub enum OnOutputLimit {
     Kill,
 }
 
+/// What a signature has to do with a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grade {
+    /// It is root, a free shell, detached or a launcher.
+    pub privileged: bool,
+    /// Its one argument is a free line for a shell.
+    pub shell: bool,
+    /// Whom it runs as, as the policy says it: `slot`, `root`, or a name.
+    pub user: String,
+}
+
 /// One rule.
 #[derive(Debug, Clone)]
 pub struct Rule {
@@ -114,6 +125,8 @@ pub struct Rule {
     pub cwd: Vec<String>,
     /// Variables a task may set.
     pub env: BTreeMap<String, Matcher>,
+    /// What it takes to be signed for.
+    pub grade: Grade,
     /// Why this version cannot run it, although the policy is in order.
     pub unmet: Option<Denial>,
     /// Largest file it may write, in bytes.
@@ -143,6 +156,8 @@ pub struct Policy {
     pub roots: BTreeMap<String, Root>,
     /// The rules, in order.
     pub rules: Vec<Rule>,
+    /// Which jobs must be signed.
+    pub signing: Signing,
     /// Whether free shell lines are on.
     pub shell: bool,
     /// Settings for the whole board that this version does not enforce.

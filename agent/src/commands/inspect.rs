@@ -15,9 +15,17 @@ pub(super) fn check(config: &Config) -> ExitCode {
     let ticket = enrolment.as_ref().map_or(Vec::new(), |e| e.hubs.clone());
     let mut findings = vec![
         ("config", Ok("in order".to_owned())),
-        ("enrolment", enrolment.map(|e| format!("node `{}`", e.node)).map_err(|e| e.to_string())),
+        (
+            "enrolment",
+            enrolment.map(|e| format!("node `{}`, fleet {}", e.node, e.fleet)).map_err(|e| e.to_string()),
+        ),
         ("policy", exec::load(&config.policy).map(|(p, _)| format!("{} rules", p.rules.len()))),
     ];
+    findings.push(match exec::load_trust(&config.trust) {
+        Ok(Some(trust)) => ("trust", Ok(format!("{} roots", trust.roots.len()))),
+        Ok(None) => ("trust", Ok(format!("no {}: signed jobs are denied", config.trust.display()))),
+        Err(error) => ("trust", Err(error)),
+    });
     let uplinks = uplinks::choose(&config.uplinks, &ticket);
     findings.extend(uplinks.iter().map(|uplink| ("uplink", Ok(uplink.to_string()))));
     for (name, finding) in &findings {

@@ -1,5 +1,7 @@
 //! The command line of `dunlin-agent`.
 
+mod audit;
+mod bundle;
 mod doctor;
 mod inspect;
 mod join;
@@ -29,12 +31,14 @@ dunlin-agent: runs jobs of a Dunlin hub on this board, as far as the board's pol
   dunlin-agent queue [--data DIR] [--json]      attempts on disk that the hub has not acknowledged
   dunlin-agent policy check [--policy F]        read the policy, and point out what looks like a mistake
   dunlin-agent policy test CASES [--policy F]   decide every case of a TOML file, and compare
+  dunlin-agent audit [--verify] [--json]        what was decided here, oldest first; --verify only checks the chain
+  dunlin-agent run-bundle FILE --out RESULT     run a signed job from a file, without any network
   dunlin-agent doctor [--data DIR] [--json]     what this kernel and board offer
   dunlin-agent telemetry [--sysroot D] [--watch] [--json]    what this board reports, with the source of each field
   dunlin-agent --version | --help
 
 Options and their defaults:
-  --config F   TOML; /etc/dunlin/agent.toml when it is there. Fields: data, policy, slots, tags, role,
+  --config F   TOML; /etc/dunlin/agent.toml when it is there. Fields: data, policy, trust, slots, tags, role,
                log, mounts, telemetry (false: none is sent), and up to 8 [[uplink]] with url and label, tried in order instead of the ticket's
   --data DIR   /var/lib/dunlin-agent, or the variable DUNLIN_AGENT_DATA
   --policy F   /etc/dunlin/policy.toml; policy.d/*.toml beside it is read too
@@ -53,6 +57,8 @@ struct Args {
     over: Overrides,
     json: bool,
     watch: bool,
+    verify: bool,
+    out: Option<PathBuf>,
     sysroot: Option<PathBuf>,
 }
 
@@ -86,6 +92,10 @@ pub fn main() -> ExitCode {
         ["queue"] => with_config(&args, |config| inspect::queue(config, args.json)),
         ["policy", "check"] => with_config(&args, |config| policy::check(&config.policy)),
         ["policy", "test", cases] => with_config(&args, |config| policy::test(&config.policy, cases)),
+        ["audit"] => with_config(&args, |config| audit::run(config, args.verify, args.json)),
+        ["run-bundle", file] => {
+            with_config(&args, |config| bundle::run(config, std::path::Path::new(file), args.out.as_deref()))
+        }
         ["doctor"] => with_config(&args, |config| doctor::run(config, args.json)),
         ["telemetry"] => with_config(&args, |config| {
             telemetry::run(config, args.sysroot.as_deref(), args.watch, args.json)
@@ -109,6 +119,8 @@ fn parse() -> Result<Args, lexopt::Error> {
             Arg::Long("role") => args.over.role = Some(parser.value()?.string()?),
             Arg::Long("json") => args.json = true,
             Arg::Long("watch") => args.watch = true,
+            Arg::Long("verify") => args.verify = true,
+            Arg::Long("out") => args.out = Some(parser.value()?.into()),
             Arg::Long("sysroot") => args.sysroot = Some(parser.value()?.into()),
             Arg::Long("help") | Arg::Short('h') => {
                 args.words = vec!["help".into()];

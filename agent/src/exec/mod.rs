@@ -4,6 +4,7 @@
 //! network, the journal, and the fuller sandbox (own uid, mount namespace, seccomp), for which the policy's rules are
 //! denied rather than run with less.
 
+mod audit;
 mod cgroup;
 pub mod guard;
 mod kernel;
@@ -16,18 +17,22 @@ mod sweep;
 mod sys;
 mod verify;
 
+pub use audit::{Chain, read_audit};
 pub use kernel::Kernel;
 pub use sweep::{SweepError, sweep};
 pub use verify::{Signing, load_trust};
 
+use crate::clock;
 use crate::core::policy::{self, Policy, Request, Signed};
 use crate::core::trust::Verified;
 use crate::exec::message::{Decision, FromExec, PolicyState, ToExec, Work};
+use audit::Audit;
 use dunlin_wire::Fence;
 use dunlin_wire::envelope;
 use dunlin_wire::job::{Denial, Job as Asked, Outcome, Report, Shell, layer};
 use prepare::Opened;
 use run::Job;
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -40,6 +45,9 @@ const FREE_BYTES_MIN: u64 = 64 << 20;
 const POLICY_BYTES_MAX: u64 = 1 << 20;
 /// How often poll looks again while something is waited for that no descriptor tells of, in milliseconds.
 const TICK_MS: i32 = 20;
+
+/// The executor's own directory, below the agent's.
+const OWN: &str = "exec";
 
 /// What the executor is told once.
 pub struct ExecConfig {
@@ -85,7 +93,8 @@ impl Executor {
         sys::set_nonblocking(wake.as_raw_fd())?;
         std::thread::Builder::new().name("executor".into()).spawn(move || {
             let mut machine = Machine {
-                verifier: Verifier::open(config.signing.clone(), &config.data.join("exec")),
+                verifier: Verifier::open(config.signing.clone(), &config.data.join(OWN)),
+                audit: Audit::open(&config.data.join(OWN)),
                 config,
                 tell,
                 policy: None,
@@ -113,6 +122,7 @@ impl Executor {
 struct Machine {
     config: ExecConfig,
     verifier: Verifier,
+    audit: Audit,
     tell: Box<dyn Fn(FromExec) + Send>,
     policy: Option<Policy>,
     digest: [u8; 8],
@@ -182,14 +192,17 @@ impl Machine {
         match message {
             ToExec::Prepare(work) => {
                 let fence = work.fence;
+                let asked = audit::asked(&work);
                 let decision = match self.prepare(*work) {
                     Ok(prepared) => {
+                        self.audit.decided(asked, None, Some(&prepared.rule));
                         let allow =
                             Decision::Allow { rule: prepared.rule.clone(), timeout_ms: prepared.timeout_ms };
                         self.prepared.insert(fence, prepared);
                         allow
                     }
                     Err((reason, rule)) => {
+                        self.audit.decided(asked, Some(reason), rule.as_deref());
                         let mut report = Report::without_process(Outcome::Denied { reason });
                         report.rule = rule;
                         report.policy = self.digest;
@@ -201,6 +214,10 @@ impl Machine {
             ToExec::Start { fence, lease_until } => {
                 if let Some(prepared) = self.prepared.remove(&fence) {
                     let may = self.verifier.start(&prepared.work);
+                    if let Err(reason) = may {
+                        let asked = audit::asked(&prepared.work);
+                        self.audit.decided(asked, Some(reason), Some(&prepared.rule));
+                    }
                     let denied = may.map_err(|reason| Outcome::Denied { reason });
                     match denied.and_then(|()| Job::start(prepared, lease_until, &self.config.data)) {
                         Ok(job) => drop(self.jobs.insert(fence, job)),
@@ -233,10 +250,13 @@ impl Machine {
                 self.tell_keys();
             }
             ToExec::Keys(bytes) => {
-                match self.verifier.renew(&bytes) {
-                    Ok(version) => tracing::info!(version, "key set in force"),
-                    Err(error) => tracing::warn!(error, "a key set was refused"),
-                }
+                let taken = self.verifier.renew(&bytes);
+                let what = match &taken {
+                    Ok(version) => json!({"decision": "keys", "version": version}),
+                    Err(error) => json!({"decision": "keys_refused", "reason": error}),
+                };
+                tracing::info!(%what, "a key set came");
+                self.audit.write(clock::wall_ms(), what);
                 self.tell_keys();
             }
             ToExec::Shutdown => {

@@ -8,6 +8,7 @@ mod faults;
 mod https;
 mod nodes;
 mod restart;
+mod signed;
 mod telemetry;
 mod uplink;
 mod uplinks;

@@ -4,10 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
 use dunlin_wire::datagram::{FromAgent, FromHub};
+use dunlin_wire::envelope::{self, Audience, Envelope, Payload};
 use dunlin_wire::job::*;
+use dunlin_wire::keys::{Cert, KeySet, Kind, Scope};
 use dunlin_wire::message::*;
+use dunlin_wire::seal::{Context, Sealed};
 use dunlin_wire::telemetry::{Figure, Inventory, Sample, Slot};
-use dunlin_wire::{ClaimId, Fence, FleetId, TaskId};
+use dunlin_wire::{ClaimId, Fence, FleetId, Key, TaskId};
+use ring::signature::{Ed25519KeyPair, KeyPair};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
@@ -131,6 +135,7 @@ fn messages_to_the_hub() {
         ("Holding", holding, GOLDEN[9]),
         ("Inventory", ToHub::Inventory(Box::new(inventory())), GOLDEN[21]),
         ("Sample", ToHub::Sample(Box::new(Sample { base: None, ..delta() })), GOLDEN[22]),
+        ("Keys", ToHub::Keys { version: 300 }, "81010bac02"),
     ] {
         check(what, &numbered(message), golden);
     }
@@ -182,9 +187,53 @@ fn messages_to_the_agent() {
         ("Missing", ToAgent::Missing { fence, have: [1, 2] }, GOLDEN[17]),
         ("Verdicts", ToAgent::Verdicts { heard: 2, verdicts }, GOLDEN[18]),
         ("Moved", ToAgent::Moved, "09"),
+        ("Keys", ToAgent::Keys(vec![1, 2]), "0a020102"),
     ] {
         check(what, &message, golden);
     }
+}
+
+/// What is signed is read back years later, on boards that nobody updates.
+#[test]
+fn signed_jobs() {
+    let pair = Ed25519KeyPair::from_seed_unchecked(&[3; 32]).unwrap();
+    let key = Key(pair.public_key().as_ref().try_into().unwrap());
+    let fleet = FleetId([2; 16]);
+    let (rules, users) = (vec!["r".into()], vec!["slot".into()]);
+    let tags = vec!["*".parse().unwrap()];
+    let scope = Scope { kinds: vec![Kind::Shell, Kind::Line], rules, users, tags };
+    let cert = Cert { key, name: "op".into(), fleet, scope, not_after_ms: 300 };
+    check("Cert", &cert, SIGNED[0]);
+    let set = KeySet { version: 300, certs: vec![cert.clone()], revoked: vec![Key([9; 32])] };
+    check("KeySet", &set, SIGNED[1]);
+    let work = envelope::Work::Shell(Shell { argv: vec!["/x".into()], cwd: None, env: vec![] });
+    let payload = Payload {
+        version: 1,
+        work,
+        rules: vec!["r".into()],
+        task: task(),
+        fleet,
+        audience: Audience::Tags(vec!["gpu".parse().unwrap()]),
+        timeout_ms: Some(1_000),
+        user: Some("root".into()),
+        delivery: Delivery::AtMostOnce,
+        attempts_max: 3,
+        not_before_ms: 1,
+        expires_ms: 300,
+        nonce: [4; 16],
+        issuer: key,
+        reason: "why".into(),
+    };
+    check("Payload", &payload, SIGNED[2]);
+    check("Audience::Nodes", &Audience::Nodes(vec!["n".parse().unwrap()]), "0001016e");
+    check("Audience::Keys", &Audience::Keys(vec![]), "0100");
+    // The signature too: it is over the context, the length in four bytes, and the payload.
+    let bytes = Envelope::sign(&payload, Some(Sealed::make(Context::Cert, &cert, &pair)), &pair).unwrap();
+    assert_eq!(hex(&bytes), SIGNED[3]);
+    let body = postcard::to_stdvec(&payload).unwrap();
+    let message = [b"dunlin-job-v1\0".as_slice(), &(body.len() as u32).to_le_bytes(), &body].concat();
+    assert!(hex(&bytes).ends_with(&hex(pair.sign(&message).as_ref())));
+    check("Signed", &Job::Signed(vec![1, 2]), "01020102");
 }
 
 #[test]
@@ -245,4 +294,12 @@ const GOLDEN: [&str; 24] = [
     "81010901016601016d0001016b0101700100010601c43b0100010167010101091800010203040506070108017209017401b4100a0b0c0d020e0f10111213141516012fac02170164",
     "81010aac020100030001f0011e08018f06000900",
     "00a8c30101ac020101ab02030001f0011e08018f06000900",
+];
+
+/// A certificate, a key set, a payload, an envelope.
+const SIGNED: [&str; 4] = [
+    "ed4928c628d1c2c6eae90338905995612959273a5c63f93636c14614ac8737d1026f70020202020202020202020202020202020200010101720104736c6f7401012aac02",
+    "ac0201ed4928c628d1c2c6eae90338905995612959273a5c63f93636c14614ac8737d1026f70020202020202020202020202020202020200010101720104736c6f7401012aac02010909090909090909090909090909090909090909090909090909090909090909",
+    "010001022f7800000101720274310202020202020202020202020202020202010367707501e8070104726f6f74010301ac0204040404040404040404040404040404ed4928c628d1c2c6eae90338905995612959273a5c63f93636c14614ac8737d103776879",
+    "66010001022f7800000101720274310202020202020202020202020202020202010367707501e8070104726f6f74010301ac0204040404040404040404040404040404ed4928c628d1c2c6eae90338905995612959273a5c63f93636c14614ac8737d1037768790144ed4928c628d1c2c6eae90338905995612959273a5c63f93636c14614ac8737d1026f70020202020202020202020202020202020200010101720104736c6f7401012aac02402d6e01edfe77e5c7e8345cae1e0fd082da84772cf50779957b83a3f62ac61895893c2f4777a5ead94547de668c7538e2ca148d25abda21e2adcc193e439fd1034001da197c73e5f045e013e8681a41f761f461e6cd2a84f2000f17b465319aa21a82d0c48defdd6c63cbee517f1c64317163872cdcde7842bc07713c436c8c8b00",
 ];

@@ -34,7 +34,14 @@ fn report() -> Box<Report> {
         policy: [8; 8],
         timeout_ms: Some(20_000),
         sandbox: 5,
-        usage: Usage { duration_ms: 1, user_ms: 2, system_ms: 3, max_rss_kib: 4, leftovers: 5 },
+        usage: Usage {
+            duration_ms: 1,
+            user_ms: 2,
+            system_ms: 3,
+            max_rss_kib: 4,
+            leftovers: 5,
+            peak_memory_kib: Some(6),
+        },
         streams: [
             StreamEnd { end: 9, truncated: 2, head: 3, digest: [7; 8] },
             StreamEnd { end: 0, truncated: 0, head: 0, digest: [0; 8] },

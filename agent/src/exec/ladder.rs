@@ -28,7 +28,7 @@ impl Ladder {
             ("cgroup.kill", &|| cgroup.is_some_and(Cgroup::kill)),
             ("cgroup.freeze", &|| cgroup.is_some_and(Cgroup::freeze_and_kill)),
             ("freezer", &|| cgroup.is_some_and(Cgroup::freeze_and_kill_v1)),
-            ("user", &|| self.user.as_ref().is_some_and(kill_as)),
+            ("kill-user", &|| self.user.as_ref().is_some_and(kill_as)),
         ];
         for (name, climb) in rungs {
             if !fault::masked(name) && climb() && !all {

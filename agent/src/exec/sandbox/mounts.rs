@@ -158,6 +158,9 @@ pub(in crate::exec) fn try_out() -> io::Result<()> {
 /// Makes every mount read-only, and set-id files without effect: at once since Linux 5.12, else one by one.
 fn read_only() -> io::Result<()> {
     const RECURSIVE: libc::c_uint = 0x8000;
+    if crate::fault::masked("mount_setattr") {
+        return read_only_each();
+    }
     // `struct mount_attr`: attr_set, attr_clr, propagation, userns_fd. MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID.
     let attr: [u64; 4] = [3, 0, 0, 0];
     // SAFETY: path and attributes live through the call, the size is theirs.

@@ -9,10 +9,11 @@ use anyhow::{Context, Result, bail, ensure};
 use dunlin_agent::core::policy::{self, Policy, Request};
 use dunlin_agent::exec::message::{Decision, FromExec, ToExec, Work};
 use dunlin_agent::exec::{ExecConfig, Executor};
+use dunlin_hub::clock::micros;
 use dunlin_wire::Fence;
 use dunlin_wire::job::{Outcome, Shell, layer};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const TRUE: &str = "/usr/bin/true";
 const RULES: usize = 100;
@@ -42,14 +43,14 @@ pub fn run(rounds: usize) -> Result<()> {
     let [mut plain, mut shut_in, mut alone] = [const { Sample::new() }; 3];
     let mut layers = [0; 2];
     for round in 0..rounds + rounds.div_ceil(10) {
-        let started = Instant::now();
+        let began = micros();
         let status = std::process::Command::new(TRUE).env_clear().status()?;
-        let took = started.elapsed();
+        let took = micros() - began;
         ensure!(status.success(), "{TRUE}: {status}");
         let jobs = [bench.job("shut-in", &mut layers[0])?, bench.job("alone", &mut layers[1])?];
         // The first tenth is not counted: everything is read from the disk once.
         if round >= rounds.div_ceil(10) {
-            plain.push(took.as_micros() as u64);
+            plain.push(took);
             shut_in.push(jobs[0]);
             alone.push(jobs[1]);
         }
@@ -82,14 +83,14 @@ fn decision() -> Result<f64> {
     let argv = ["/usr/bin/tool", "--mode", &format!("m{}", RULES - 1), "alpha=1.5", "42"].map(str::to_owned);
     let mut sample = Sample::new();
     for _ in 0..1000 {
-        let started = Instant::now();
-        for _ in 0..10 {
+        let began = micros();
+        for _ in 0..100 {
             let request = Request { argv: &argv, cwd: None, env: &[], timeout_ms: None };
             ensure!(policy::decide(&policy, std::hint::black_box(request)).is_ok(), "it is denied");
         }
-        sample.push(started.elapsed().as_nanos() as u64);
+        sample.push(micros() - began);
     }
-    Ok(sample.percentile(50) as f64 / 10_000.0)
+    Ok(sample.percentile(50) as f64 / 100.0)
 }
 
 struct Bench {
@@ -121,14 +122,14 @@ impl Bench {
             FromExec::Prepared { decision: Decision::Allow { .. }, .. } => {}
             other => bail!("it may not run: {other:?}"),
         }
-        let started = Instant::now();
+        let began = micros();
         self.exec.send(ToExec::Start { fence, lease_until: u64::MAX });
         loop {
             match self.said.recv_timeout(WAIT).context("the job does not end")? {
                 FromExec::Ended { report, .. } => {
                     ensure!(report.outcome == Outcome::Ok, "{}", report.outcome);
                     *layers = report.sandbox;
-                    return Ok(started.elapsed().as_micros() as u64);
+                    return Ok(micros() - began);
                 }
                 FromExec::Started { .. } | FromExec::Output { .. } => {}
                 other => bail!("{other:?}"),

@@ -38,7 +38,14 @@ fn report() -> Box<Report> {
         policy: [8; 8],
         timeout_ms: Some(20_000),
         sandbox: 5,
-        usage: Usage { duration_ms: 1, user_ms: 2, system_ms: 3, max_rss_kib: 4, leftovers: 5 },
+        usage: Usage {
+            duration_ms: 1,
+            user_ms: 2,
+            system_ms: 3,
+            max_rss_kib: 4,
+            leftovers: 5,
+            peak_memory_kib: Some(6),
+        },
         streams: [
             StreamEnd { end: 9, truncated: 2, head: 3, digest: [7; 8] },
             StreamEnd { end: 0, truncated: 0, head: 0, digest: [0; 8] },
@@ -241,6 +248,7 @@ fn datagrams() {
     let beat = FromAgent::Beat { every_ms: 25_000, sample: Some(Box::new(delta())) };
     check("Beat", &beat, GOLDEN[23]);
     check("Probe", &FromAgent::Probe, "01");
+    check("Alive", &FromAgent::Alive, "02");
     check("Echo", &FromHub::Echo, "00");
     check("Again", &FromHub::Again(Box::new(ToAgent::Void { claim: ClaimId(4) })), "010604");
     check("Ask", &FromHub::Ask, "02");
@@ -277,7 +285,7 @@ const GOLDEN: [&str; 24] = [
     "810104f0a204",
     "81010501f0a20401ac020101ab02030001f0011e08018f06000900",
     "81010600f0a2040109020102",
-    "81010601027431f0a204010301800c010172080808080808080801a09c0105010203040509020307070707070707070000000000000000000000",
+    "81010601027431f0a204010301800c010172080808080808080801a09c01050102030405010609020307070707070707070000000000000000000000",
     "810107",
     "8101080102743105010106",
     "000102038827",

@@ -7,9 +7,10 @@ use super::{BLOCK, Core, Phase};
 use crate::clock::BootMs;
 use crate::event::{Effect, Write};
 use crate::exec::message::ToExec;
+use dunlin_wire::job::layer;
 use dunlin_wire::message::{Hello, Numbered, Role, ToAgent, ToHub, Unfinished};
 use dunlin_wire::version::GENERATION;
-use dunlin_wire::{ClaimId, limits};
+use dunlin_wire::{ClaimId, Tag, limits};
 use std::collections::VecDeque;
 
 /// Send times remembered. The hub answers each message, so it is never this far behind on a link that lives.
@@ -62,7 +63,7 @@ impl Core {
             boot_id: self.setup.boot_id,
             connection,
             version: self.setup.version.clone(),
-            capabilities: self.setup.capabilities.clone(),
+            capabilities: self.capabilities(),
             slots: self.own_slots(),
             profile: self.setup.profile,
             policy: self.policy.as_ref().map_or([0; 8], |p| p.digest),
@@ -193,6 +194,14 @@ impl Core {
         }
     }
 
+    /// What was set up, and what the executor found a job can be shut in with: `sandbox:mounts` and the like.
+    fn capabilities(&self) -> Vec<Tag> {
+        let always = layer::NO_NEW_PRIVS | layer::RLIMITS;
+        let layers = self.policy.as_ref().map_or(0, |p| p.layers & !always);
+        let words = layer::words(layers).filter_map(|word| format!("sandbox:{word}").parse().ok());
+        self.setup.capabilities.iter().cloned().chain(words).take(limits::CAPABILITIES_MAX).collect()
+    }
+
     fn own_slots(&self) -> u32 {
         self.policy.as_ref().map_or(self.setup.slots, |p| p.jobs.min(self.setup.slots))
     }
@@ -236,12 +245,17 @@ impl Core {
         let Some(link) = self.link.as_mut().filter(|link| link.welcome) else { return };
         link.heard_at = now;
         link.said_at = now;
-        out.push(Effect::Beat { every_ms: self.every_ms(), sample: None });
+        out.push(Effect::Beat { every_ms: self.announced_ms(), sample: None });
     }
 
     /// Longest silence, in milliseconds.
     fn every_ms(&self) -> u64 {
         if self.thrift > Thrift::None { self.keepalive.longest_ms() } else { self.keepalive.every_ms() }
+    }
+
+    /// What a beat says of it: nothing, when it is what the hub expects anyway.
+    fn announced_ms(&self) -> u64 {
+        Some(self.every_ms()).filter(|every| *every > self.heartbeat_ms).unwrap_or(0)
     }
 
     /// How often leases are renewed: at a third of the shortest. `None` when there are none.
@@ -282,7 +296,7 @@ impl Core {
         }
         if now >= link.said_at + self.every_ms() {
             self.keepalive.handle_beat(now - link.said_at.max(link.heard_at));
-            let every_ms = self.every_ms();
+            let every_ms = self.announced_ms();
             let sample = match self.due_report(now) {
                 // It is a sign of life by itself.
                 Some(Report::Full(sample)) => return self.say(ToHub::Sample(Box::new(sample)), now, out),

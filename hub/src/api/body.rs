@@ -236,7 +236,6 @@ fn attempt(attempt: &Attempt) -> Value {
 fn outcome(report: &Report) -> Value {
     let stream =
         |i: usize| json!({"bytes": report.streams[i].end, "truncatedBytes": report.streams[i].truncated});
-    let layers = layer::ALL.iter().filter(|(bit, _)| report.sandbox & bit != 0).map(|(_, word)| *word);
     json!({
         "code": report.outcome.code(),
         "detail": report.outcome.detail(),
@@ -246,11 +245,12 @@ fn outcome(report: &Report) -> Value {
         "rule": report.rule,
         "policy": data_encoding::HEXLOWER.encode(&report.policy),
         "timeoutMs": report.timeout_ms,
-        "sandbox": layers.collect::<Vec<_>>(),
+        "sandbox": layer::words(report.sandbox).collect::<Vec<_>>(),
         "durationMs": report.usage.duration_ms,
         "userMs": report.usage.user_ms,
         "systemMs": report.usage.system_ms,
         "maxRssKib": report.usage.max_rss_kib,
+        "peakMemoryKib": report.usage.peak_memory_kib,
         "leftoverKilled": report.usage.leftovers,
         "stdout": stream(0),
         "stderr": stream(1),

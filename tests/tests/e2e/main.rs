@@ -8,6 +8,7 @@ mod faults;
 mod https;
 mod nodes;
 mod restart;
+mod sandbox;
 mod signed;
 mod telemetry;
 mod uplink;

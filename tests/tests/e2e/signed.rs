@@ -91,7 +91,7 @@ impl Signers<'_> {
 fn board(fleet: &Fleet) -> Signers<'_> {
     let policy = POLICY.replace("@DIR@", &fleet.dir().display().to_string());
     std::fs::write(fleet.dir().join("policy.toml"), policy).unwrap();
-    fleet.enrol("a", &["--max-concurrent", "4"]).unwrap();
+    fleet.enrol("a", &["--max-concurrent", "4", "--tag", "gpu"]).unwrap();
     let signers = Signers { fleet };
     let root = signers.key("root");
     std::fs::write(fleet.dir().join("trust.toml"), format!("schema = 1\nroots = [\"{root}\"]\n")).unwrap();
@@ -141,10 +141,10 @@ fn a_hostile_hub_makes_no_privileged_work() {
     let others = s.envelope(&[&sign[..], &["--to", "b"]].concat(), &RUN);
     assert_eq!(Fleet::outcome(&s.offer(&others)), "denied(audience)");
     let others = s.envelope(&[&sign[..], &["--tags", "lab,gpu"]].concat(), &RUN);
-    // What a hub calls a board's tags is nothing to the board.
-    let body = json!({"kind": "signed", "payload": {"envelope": BASE64URL_NOPAD.encode(&others)}});
-    let task = fleet.post("/v1/tasks", &body).unwrap();
+    // The hub says that the board has `gpu`; the board's own configuration does not.
+    let task = s.offer(&others);
     assert_eq!(task["requiredTags"], json!(["gpu", "lab"]));
+    assert_eq!(Fleet::outcome(&task), "denied(audience)");
     let old = s.envelope(&[&for_a[..], &["--expires", "1ms"]].concat(), &RUN);
     assert_eq!(Fleet::outcome(&s.offer(&old)), "denied(expired)");
     let far = s.envelope(&for_a, &["/usr/bin/dash", "-c", "touch ran"]);

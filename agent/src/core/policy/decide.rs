@@ -135,7 +135,7 @@ fn rest<'a>(
 
 /// Whether the rule needs a signature that is not there, or more than the signer's key may do.
 fn signature(policy: &Policy, rule: &Rule, signed: Option<Signed<'_>>) -> Result<(), Denial> {
-    let grade = &rule.grade;
+    let (grade, user) = (rule.grade, rule.confinement.user.as_str());
     if grade.shell && !policy.shell {
         return Err(Denial::ShellDisabled);
     }
@@ -147,11 +147,11 @@ fn signature(policy: &Policy, rule: &Rule, signed: Option<Signed<'_>>) -> Result
             Signing::Privileged | Signing::Never => Ok(()),
         };
     };
-    if signed.user.is_some_and(|user| user != grade.user) {
+    if signed.user.is_some_and(|wanted| wanted != user) {
         return Err(Denial::User);
     }
     let kind = if grade.shell { Kind::Line } else { Kind::Shell };
-    if signed.scope.covers(kind, &rule.id, &grade.user) { Ok(()) } else { Err(Denial::KeyScope) }
+    if signed.scope.covers(kind, &rule.id, user) { Ok(()) } else { Err(Denial::KeyScope) }
 }
 
 /// A free line behind `-c`. It may have several lines, and nothing that hides what it is.

@@ -11,7 +11,7 @@ use dunlin_agent::exec::message::{Decision, FromExec, ToExec, Work};
 use dunlin_agent::exec::{ExecConfig, Executor};
 use dunlin_hub::clock::micros;
 use dunlin_wire::Fence;
-use dunlin_wire::job::{Outcome, Shell, layer};
+use dunlin_wire::job::{Job, Outcome, Shell, layer};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub fn run(rounds: usize) -> Result<()> {
     );
     let path = dir.path().join("policy.toml");
     std::fs::write(&path, text)?;
-    let mut bench = Bench::new(ExecConfig { policy: path, data: dir.path().join("data") })?;
+    let mut bench = Bench::new(ExecConfig { policy: path, data: dir.path().join("data"), signing: None })?;
     let [mut plain, mut shut_in, mut alone] = [const { Sample::new() }; 3];
     let mut layers = [0; 2];
     for round in 0..rounds + rounds.div_ceil(10) {
@@ -115,8 +115,8 @@ impl Bench {
         let fence = Fence(self.next);
         self.next += 1;
         let argv = vec![TRUE.to_owned(), arg.to_owned()];
-        let shell = Shell { argv, cwd: None, env: vec![] };
-        let work = Work { task: format!("t{fence}").parse()?, fence, attempt: 1, shell, timeout_ms: None };
+        let job = Job::Shell(Shell { argv, cwd: None, env: vec![] });
+        let work = Work { task: format!("t{fence}").parse()?, fence, attempt: 1, job, timeout_ms: None };
         self.exec.send(ToExec::Prepare(Box::new(work)));
         match self.said.recv_timeout(WAIT)? {
             FromExec::Prepared { decision: Decision::Allow { .. }, .. } => {}

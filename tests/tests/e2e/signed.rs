@@ -29,11 +29,13 @@ program = "/bin/sh"
 launcher = true
 args = ["-c", { re = 'echo [a-z]+ >> ran; exit [0-9]' }]
 cwd = ["work"]
+write = ["root:work"]
 [[rule]]
 id = "line"
 program = "/usr/bin/dash"
 shell = true
 cwd = ["work"]
+write = ["root:work"]
 "#;
 
 struct Signers<'f> {

@@ -24,7 +24,7 @@ pub(super) struct Cli {
 #[derive(Subcommand)]
 pub(super) enum Command {
     /// Submit a task: what follows `--` is run, without a shell.
-    Submit(SubmitArgs),
+    Submit(Box<SubmitArgs>),
     /// List tasks, newest first.
     Tasks {
         /// queued, claimed, running, done, failed or cancelled.

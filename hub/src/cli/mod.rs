@@ -45,7 +45,7 @@ pub fn main() -> ExitCode {
 
 fn run(client: &Client, command: Command) -> Result<u8, Failure> {
     match command {
-        Command::Submit(args) => return submit(client, args),
+        Command::Submit(args) => return submit(client, *args),
         Command::Tasks { state, node, tag, limit, json } => {
             let mut query = vec![format!("limit={limit}")];
             let given = [("state", state), ("node", node), ("tag", tag)];

@@ -139,7 +139,7 @@ impl Board {
                     };
                 }
             }
-            ToExec::ReloadPolicy | ToExec::Shutdown => {}
+            ToExec::ReloadPolicy | ToExec::Keys(_) | ToExec::Shutdown => {}
         }
     }
 

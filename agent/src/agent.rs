@@ -3,17 +3,16 @@
 use crate::clock::{self, BootMs};
 use crate::config::Config;
 use crate::core::Core;
-use crate::core::trust::Board;
 use crate::core::uplinks::{self, POSTURE, Uplink};
 use crate::event::{Effect, Event, Setup};
 use crate::exec::message::{Decision, FromExec, ToExec};
-use crate::exec::{ExecConfig, Executor, Signing, sweep};
-use crate::files::{self, Enrolled, Files};
+use crate::exec::{ExecConfig, ExecError, Executor, Signing};
+use crate::files::{Enrolled, Files};
 use crate::link::{self, LinkConfig, LinkState, ToLink};
 use crate::spending::Spending;
 use crate::store::Store;
 use crate::telemetry::sampler;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use dunlin_wire::Tag;
 use dunlin_wire::job::{Denial, Outcome, Report};
 use dunlin_wire::message::Role;
@@ -43,10 +42,8 @@ pub fn run(config: &Config) -> Result<()> {
     let key = files.key()?;
     let store = Arc::new(Store::open(&files.path("journal"))?);
     let loaded = store.load()?;
-    // Before anything is reported, what an earlier start left running is proven gone.
-    let left = sweep(&config.data)?;
     let unfinished = loaded.attempts.len();
-    tracing::info!(data = %config.data.display(), unfinished, left_running = left, "journal open");
+    tracing::info!(data = %config.data.display(), unfinished, "journal open");
     let setup = setup(config, &enrolled)?;
     tracing::info!(node = %setup.node, role = setup.role.as_str(), "enrolled");
     let uplinks = uplinks::choose(&config.uplinks, &enrolled.hubs);
@@ -56,13 +53,8 @@ pub fn run(config: &Config) -> Result<()> {
     }
     let (events, inbox) = mpsc::channel(EVENTS_MAX);
     let (commands, to_link) = mpsc::channel(EVENTS_MAX);
-    let from_exec = events.clone();
-    let signing = Some(signing(config, &enrolled, &key)?);
-    let exec = ExecConfig { policy: config.policy.clone(), data: config.data.clone(), signing };
-    let exec = Executor::spawn(
-        exec,
-        Box::new(move |message| drop(from_exec.blocking_send(Event::FromExec(message)))),
-    )?;
+    // Before anything is reported, the executor has proven gone what an earlier start left running.
+    let exec = executor(config, events.clone())?;
     let state = LinkState { connected: false, hub: String::new(), last: None, failures: 0 };
     let (state, link_state) = watch::channel(state);
     let bytes = Arc::new(AtomicU64::new(0));
@@ -104,21 +96,12 @@ pub fn run(config: &Config) -> Result<()> {
         spending,
         looked_at: 0,
         status: String::new(),
+        stopping: false,
     };
     let done = agent.run(inbox, out);
     // The loop's end of the link is gone with it: the link says its last words and ends.
     let _ = link.join();
     done
-}
-
-/// What the executor needs to verify signed jobs.
-///
-/// # Errors
-/// When the device's key is none.
-pub fn signing(config: &Config, enrolled: &Enrolled, key: &[u8]) -> Result<Signing> {
-    let key = files::public(key).map_err(|_| anyhow::anyhow!("the device key is not an Ed25519 key"))?;
-    let (fleet, node, tags) = (enrolled.fleet, enrolled.node.clone(), config.tags.clone());
-    Ok(Signing { trust: config.trust.clone(), board: Board { fleet, node, key, tags } })
 }
 
 fn setup(config: &Config, enrolled: &Enrolled) -> Result<Setup> {
@@ -146,6 +129,31 @@ fn setup(config: &Config, enrolled: &Enrolled) -> Result<Setup> {
     })
 }
 
+fn executor(config: &Config, events: mpsc::Sender<Event>) -> Result<Executor> {
+    Ok(reach(config, move |message| {
+        let event = message.map_or(Event::ExecutorGone, Event::FromExec);
+        drop(events.blocking_send(event));
+    })?)
+}
+
+/// The executor that the configuration names, or one of our own.
+///
+/// # Errors
+/// When there is none.
+pub fn reach(
+    config: &Config,
+    tell: impl Fn(Option<FromExec>) + Send + 'static,
+) -> Result<Executor, ExecError> {
+    match &config.executor {
+        None => {
+            let (policy, data, log) = (config.policy.clone(), config.data.clone(), config.log);
+            let signing = Signing { trust: config.trust.clone(), tags: config.tags.clone(), board: None };
+            Executor::spawn(&ExecConfig { policy, data, log, signing }, Box::new(tell))
+        }
+        Some(socket) => Executor::connect(socket, Box::new(tell)),
+    }
+}
+
 fn run_link(
     config: LinkConfig,
     events: mpsc::Sender<Event>,
@@ -160,14 +168,16 @@ fn run_link(
         let stop = events.clone();
         tokio::spawn(async move {
             use tokio::signal::unix::{SignalKind, signal};
-            let (Ok(mut term), Ok(mut int)) =
-                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-            else {
+            let caught = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+            let [Ok(mut term), Ok(mut int), Ok(mut hup)] = caught else {
                 return tracing::error!("signals cannot be caught");
             };
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = int.recv() => {}
+            loop {
+                tokio::select! {
+                    _ = term.recv() => break,
+                    _ = int.recv() => break,
+                    _ = hup.recv() => drop(stop.send(Event::ReloadPolicy).await),
+                }
             }
             let _ = stop.send(Event::Shutdown).await;
         });
@@ -188,6 +198,7 @@ struct Agent {
     spending: Spending,
     looked_at: BootMs,
     status: String,
+    stopping: bool,
 }
 
 impl Agent {
@@ -219,6 +230,10 @@ impl Agent {
                 waiting.extend(self.spending.look(now).map(Event::Thrift));
             }
             for event in waiting.drain(..) {
+                self.stopping |= matches!(event, Event::Shutdown);
+                if matches!(event, Event::ExecutorGone) && !self.stopping {
+                    bail!("the executor is gone, and its jobs with it; the next start reports them");
+                }
                 let event = self.check_room(event);
                 self.core.handle(event, now, &mut out);
             }

@@ -76,7 +76,7 @@ impl World {
             certified_by: ROOT,
             bring_cert: true,
             keys: None,
-            board: Board { fleet, node: "heron".parse().unwrap(), key: key(50), tags },
+            board: Board { fleet, node: "heron".parse().unwrap(), key: Some(key(50)), tags },
             clock: Clock { now_ms: NOW, floor_ms: NOW - 10_000 },
             task,
             attempt: 1,
@@ -93,7 +93,7 @@ impl World {
             bytes[at] ^= 1;
         }
         let offer = Offer { bytes: &bytes, task: &self.task, attempt: self.attempt };
-        let trust = Trust { roots: vec![key(90), key(ROOT)], fleet: None, node: None };
+        let trust = Trust { roots: vec![key(90), key(ROOT)], fleet: None, node: None, key: None };
         verify(offer, &trust, self.keys.as_ref(), &self.board, self.clock).map_err(|(denial, _)| denial)
     }
 }
@@ -190,7 +190,7 @@ fn attempts_are_bounded_by_what_was_signed() {
 
 #[test]
 fn a_key_set_is_signed_by_a_root_and_never_goes_back() {
-    let trust = Trust { roots: vec![key(ROOT)], fleet: None, node: None };
+    let trust = Trust { roots: vec![key(ROOT)], fleet: None, node: None, key: None };
     let sealed =
         |set: &KeySet, by: u8| postcard::to_stdvec(&Sealed::make(Context::Keys, set, &pair(by))).unwrap();
     let two = set(2, vec![], vec![key(4)]);

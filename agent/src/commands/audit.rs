@@ -1,17 +1,17 @@
 //! `audit`: what was decided here, and whether the record is whole.
 
-use crate::config::Config;
 use crate::exec;
 use serde_json::{Value, json};
+use std::path::Path;
 use std::process::ExitCode;
 
-pub(super) fn run(config: &Config, verify: bool, as_json: bool) -> ExitCode {
+pub(super) fn run(data: &Path, verify: bool, as_json: bool) -> ExitCode {
     let each = |line: &Value| match (verify, as_json) {
         (true, _) => {}
         (false, true) => println!("{line}"),
         (false, false) => show(line),
     };
-    match exec::read_audit(&config.data.join("exec"), each) {
+    match exec::read_audit(&data.join("exec"), each) {
         Ok(chain) => {
             if verify && as_json {
                 println!("{}", json!({"lines": chain.lines, "newest": chain.newest, "head": chain.head}));

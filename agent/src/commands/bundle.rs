@@ -5,7 +5,6 @@ use crate::agent;
 use crate::clock;
 use crate::config::Config;
 use crate::exec::message::{Decision, FromExec, ToExec, Work};
-use crate::exec::{ExecConfig, Executor, sweep};
 use crate::files::{self, Files};
 use anyhow::{Context, Result, bail};
 use dunlin_wire::bundle::BundleResult;
@@ -62,10 +61,6 @@ fn execute(config: &Config, file: &Path, out: &Path) -> Result<Outcome> {
     let _lock = files.lock()?;
     let enrolled = files.enrolment()?;
     let key = files.key()?;
-    sweep(&config.data)?;
-    let signing = agent::signing(config, &enrolled, &key)?;
-    let config =
-        ExecConfig { policy: config.policy.clone(), data: config.data.clone(), signing: Some(signing) };
     let (report, [stdout, stderr]) = work(config, bytes, &payload)?;
     let outcome = report.outcome.clone();
     let result = BundleResult {
@@ -88,9 +83,9 @@ fn execute(config: &Config, file: &Path, out: &Path) -> Result<Outcome> {
 }
 
 /// Asks the executor as the agent does for a grant: the same checks, the same guard.
-fn work(config: ExecConfig, bytes: Vec<u8>, payload: &Payload) -> Result<(Report, [Vec<u8>; 2])> {
+fn work(config: &Config, bytes: Vec<u8>, payload: &Payload) -> Result<(Report, [Vec<u8>; 2])> {
     let (tell, told) = mpsc::channel();
-    let executor = Executor::spawn(config, Box::new(move |message| drop(tell.send(message))))?;
+    let executor = agent::reach(config, move |message| drop(tell.send(message)))?;
     let work = Work {
         task: payload.task.clone(),
         fence: FENCE,
@@ -100,7 +95,7 @@ fn work(config: ExecConfig, bytes: Vec<u8>, payload: &Payload) -> Result<(Report
     };
     executor.send(ToExec::Prepare(Box::new(work)));
     loop {
-        match told.recv().context("the executor is gone")? {
+        match told.recv().ok().flatten().context("the executor is gone")? {
             FromExec::Prepared { decision: Decision::Deny(report), .. } => {
                 return Ok((*report, Default::default()));
             }

@@ -25,6 +25,8 @@ pub struct Trust {
     pub fleet: Option<FleetId>,
     /// See `fleet`.
     pub node: Option<NodeName>,
+    /// The device's key, for jobs that are signed for one.
+    pub key: Option<Key>,
 }
 
 #[derive(Deserialize)]
@@ -34,6 +36,7 @@ struct RawTrust {
     roots: Vec<String>,
     fleet: Option<String>,
     node: Option<NodeName>,
+    key: Option<String>,
 }
 
 impl Trust {
@@ -66,6 +69,20 @@ impl Trust {
             roots: raw.roots.iter().map(root).collect::<Result<_, _>>()?,
             fleet: fleet.transpose()?,
             node: raw.node,
+            key: raw
+                .key
+                .map(|text| Key::from_hex(&text).ok_or(format!("key `{text}` is no key")))
+                .transpose()?,
+        })
+    }
+
+    /// Who this board is: what the file pins, else what it was enrolled as.
+    pub fn board(&self, enrolled: Option<&Board>, tags: &[Tag]) -> Option<Board> {
+        Some(Board {
+            fleet: self.fleet.or_else(|| Some(enrolled?.fleet))?,
+            node: self.node.clone().or_else(|| Some(enrolled?.node.clone()))?,
+            key: self.key.or_else(|| enrolled?.key),
+            tags: tags.to_vec(),
         })
     }
 }
@@ -77,8 +94,8 @@ pub struct Board {
     pub fleet: FleetId,
     /// Its name.
     pub node: NodeName,
-    /// Its key.
-    pub key: Key,
+    /// Its key, where that is known.
+    pub key: Option<Key>,
     /// Its tags.
     pub tags: Vec<Tag>,
 }
@@ -187,7 +204,7 @@ fn check(
 fn is_for(audience: &Audience, board: &Board) -> bool {
     match audience {
         Audience::Nodes(nodes) => nodes.contains(&board.node),
-        Audience::Keys(keys) => keys.contains(&board.key),
+        Audience::Keys(keys) => board.key.is_some_and(|key| keys.contains(&key)),
         // None of them would be everybody.
         Audience::Tags(tags) => {
             !tags.is_empty() && tags.iter().all(|tag| board.tags.iter().any(|held| tag.matches(held)))

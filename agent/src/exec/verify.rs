@@ -6,7 +6,7 @@ use crate::clock;
 use crate::core::trust::{self, Board, Clock, Offer, Trust, Verified};
 use dunlin_wire::job::{Denial, Job};
 use dunlin_wire::keys::KeySet;
-use dunlin_wire::{Key, limits};
+use dunlin_wire::{Key, Tag, limits};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -15,8 +15,17 @@ use std::path::{Path, PathBuf};
 pub struct Signing {
     /// The trust file; without it no signature is trusted.
     pub trust: PathBuf,
-    /// Who this board is.
-    pub board: Board,
+    /// The board's tags, as its configuration has them.
+    pub tags: Vec<Tag>,
+    /// Who this board is, where the trust file does not pin it.
+    pub board: Option<Board>,
+}
+
+impl Signing {
+    /// No signature is trusted.
+    pub fn none() -> Self {
+        Self { trust: PathBuf::from("/nonexistent"), tags: vec![], board: None }
+    }
 }
 
 /// Reads the trust file at `path`: root's or ours, and nobody else's to write. `None` when there is none.
@@ -32,7 +41,8 @@ pub fn load_trust(path: &Path) -> Result<Option<Trust>, String> {
 }
 
 pub(super) struct Verifier {
-    signing: Option<Signing>,
+    signing: Signing,
+    board: Option<Board>,
     trust: Option<Trust>,
     keys: Option<KeySet>,
     replays: Option<Replays>,
@@ -41,22 +51,21 @@ pub(super) struct Verifier {
 
 impl Verifier {
     /// What is on disk. `dir` is the executor's own directory.
-    pub(super) fn open(signing: Option<Signing>, dir: &Path) -> Self {
-        let mut verifier = Self { signing, trust: None, keys: None, replays: None, dir: dir.to_owned() };
+    pub(super) fn open(signing: Signing, dir: &Path) -> Self {
+        let mut verifier =
+            Self { signing, board: None, trust: None, keys: None, replays: None, dir: dir.to_owned() };
         verifier.load();
         verifier
     }
 
     /// Reads the trust file again. One that is wrong at start trusts nobody; at a reload the one in force stays.
     pub(super) fn load(&mut self) {
-        let Some(signing) = &mut self.signing else { return };
-        match load_trust(&signing.trust) {
+        match load_trust(&self.signing.trust) {
             Ok(Some(trust)) => {
-                if let Some(fleet) = trust.fleet {
-                    signing.board.fleet = fleet;
-                }
-                if let Some(node) = &trust.node {
-                    signing.board.node = node.clone();
+                self.board = trust.board(self.signing.board.as_ref(), &self.signing.tags);
+                if self.board.is_none() {
+                    let file = self.signing.trust.display();
+                    tracing::error!(%file, "it must say `fleet` and `node`: else no signed job is for this board");
                 }
                 self.trust = Some(trust);
             }
@@ -94,14 +103,13 @@ impl Verifier {
     /// A signed job that may be asked for now; `None` for one that is not signed.
     pub(super) fn verify(&self, work: &Work) -> Result<Option<Verified>, (Denial, Option<Key>)> {
         let Job::Signed(bytes) = &work.job else { return Ok(None) };
-        let (Some(signing), Some(trust)) = (&self.signing, &self.trust) else {
-            return Err((Denial::KeyUnknown, None));
-        };
+        let trust = self.trust.as_ref().ok_or((Denial::KeyUnknown, None))?;
+        let board = self.board.as_ref().ok_or((Denial::Audience, None))?;
         let replays = self.replays.as_ref().ok_or((Denial::ReplayStoreFull, None))?;
         let offer = Offer { bytes, task: &work.task, attempt: work.attempt };
         let floor_ms = replays.floor_ms().map_err(|denial| (denial, None))?.max(clock::SOURCE_MS);
         let clock = Clock { now_ms: clock::wall_ms(), floor_ms };
-        let job = trust::verify(offer, trust, self.keys.as_ref(), &signing.board, clock)?;
+        let job = trust::verify(offer, trust, self.keys.as_ref(), board, clock)?;
         match replays.check(&job, work.attempt, clock.now_ms) {
             Ok(()) => Ok(Some(job)),
             Err(denial) => Err((denial, Some(job.payload.issuer))),

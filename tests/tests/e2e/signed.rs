@@ -264,7 +264,9 @@ fn a_bundle_runs_without_a_hub_and_its_result_is_signed() {
     s.said(&[&["bundle"], &sign[..], &[&s.at("work"), "--"], &RUN].concat());
     let run = |out: &str| {
         let mut command = fleet.command("dunlin-agent");
-        command.args(["run-bundle", &file, "--out", &s.at(out), "--data"]).arg(fleet.data("a"));
+        command
+            .args(["run-bundle", "--with-exec", &file, "--out", &s.at(out), "--data"])
+            .arg(fleet.data("a"));
         command.arg("--policy").arg(fleet.dir().join("policy.toml"));
         command.arg("--config").arg(fleet.agent_config("a")).output().unwrap()
     };

@@ -1,18 +1,16 @@
 //! The executor, asked by somebody who took the uplink over and repeats what an operator signed.
 
-#![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
-
+use super::fleet;
 use dunlin_agent::clock;
-use dunlin_agent::core::trust::Board;
+use dunlin_agent::exec::Executor;
 use dunlin_agent::exec::message::{Decision, FromExec, ToExec, Work};
-use dunlin_agent::exec::{ExecConfig, Executor, Signing};
+use dunlin_tests::{Fleet, Proc, until};
 use dunlin_wire::envelope::{self, Audience, Envelope, Payload, VERSION};
 use dunlin_wire::job::{Delivery, Denial, Job, Outcome, Shell};
 use dunlin_wire::keys::{Cert, KeySet, Kind, Scope};
 use dunlin_wire::seal::{Context, Sealed};
 use dunlin_wire::{Fence, FleetId, Key};
 use ring::signature::{Ed25519KeyPair, KeyPair};
-use std::path::Path;
 use std::sync::mpsc;
 
 fn pair(seed: u8) -> (Ed25519KeyPair, Key) {
@@ -52,25 +50,38 @@ fn job() -> Job {
 struct Exec {
     executor: Executor,
     told: mpsc::Receiver<FromExec>,
+    _proc: Proc,
+}
+
+/// The executor's process, by itself; this is its uplink. `None` where that cannot be.
+fn start(fleet: &Fleet) -> Option<Exec> {
+    // SAFETY: geteuid cannot fail and touches no memory.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("not root: a rule with user = \"root\" cannot run, so this is not tested");
+        return None;
+    }
+    let dir = fleet.dir();
+    let policy = "schema = 1\n[ceilings]\njobs = 8\n[[rule]]\nid = \"r\"\nprogram = \"/usr/bin/true\"\nuser = \"root\"\n";
+    std::fs::write(dir.join("policy.toml"), policy).unwrap();
+    let pins = format!("fleet = \"{}\"\nnode = \"heron\"\n", FleetId([7; 16]));
+    std::fs::write(dir.join("trust.toml"), format!("schema = 1\nroots = [\"{}\"]\n{pins}", pair(1).1))
+        .unwrap();
+    let config = format!("trust = {:?}\n", dir.join("trust.toml").display().to_string());
+    std::fs::write(dir.join("exec.toml"), config).unwrap();
+    let socket = dir.join("exec.sock");
+    let mut command = fleet.command("dunlin-agent");
+    command.args(["exec", "--peer", "root", "--socket"]).arg(&socket).arg("--data").arg(dir.join("exec"));
+    command.arg("--policy").arg(dir.join("policy.toml")).arg("--config").arg(dir.join("exec.toml"));
+    let proc = fleet.spawn("exec", command).unwrap();
+    let (executor, told) = until("the executor listens", || {
+        let (tell, told) = mpsc::channel();
+        let tell = Box::new(move |message: Option<_>| drop(message.map(|message| tell.send(message))));
+        Executor::connect(&socket, tell).ok().map(|executor| (executor, told))
+    });
+    Some(Exec { executor, told, _proc: proc })
 }
 
 impl Exec {
-    fn start(dir: &Path) -> Self {
-        let policy = "schema = 1\n[ceilings]\njobs = 8\n[[rule]]\nid = \"r\"\nprogram = \"/usr/bin/true\"\nuser = \"root\"\n";
-        std::fs::write(dir.join("policy.toml"), policy).unwrap();
-        std::fs::write(dir.join("trust.toml"), format!("schema = 1\nroots = [\"{}\"]\n", pair(1).1)).unwrap();
-        let node = "heron".parse().unwrap();
-        let board = Board { fleet: FleetId([7; 16]), node, key: Key([5; 32]), tags: vec![] };
-        let config = ExecConfig {
-            policy: dir.join("policy.toml"),
-            data: dir.join("data"),
-            signing: Some(Signing { trust: dir.join("trust.toml"), board }),
-        };
-        let (tell, told) = mpsc::channel();
-        let executor = Executor::spawn(config, Box::new(move |message| drop(tell.send(message)))).unwrap();
-        Self { executor, told }
-    }
-
     fn prepare(&self, job: Job, fence: u64, attempt: u32) -> Option<Denial> {
         let task = "t".parse().unwrap();
         let work = Work { task, fence: Fence(fence), attempt, job, timeout_ms: None };
@@ -87,14 +98,17 @@ impl Exec {
         }
     }
 
-    /// Whether it was refused at its start. This program is no guard, so that what starts ends at once.
+    /// Whether it was refused at its start; else it has ended well.
     fn begin(&self, fence: u64) -> Option<Denial> {
         self.executor.send(ToExec::Start { fence: Fence(fence), lease_until: u64::MAX / 2 });
         loop {
             if let FromExec::Ended { report, .. } = self.told.recv().unwrap() {
                 return match report.outcome {
                     Outcome::Denied { reason } => Some(reason),
-                    _ => None,
+                    other => {
+                        assert_eq!(other, Outcome::Ok);
+                        None
+                    }
                 };
             }
         }
@@ -103,8 +117,8 @@ impl Exec {
 
 #[test]
 fn each_attempt_that_was_signed_starts_once() {
-    let (dir, job) = (tempfile::tempdir().unwrap(), job());
-    let exec = Exec::start(dir.path());
+    let ((_dir, fleet), job) = (fleet(), job());
+    let Some(exec) = start(&fleet) else { return };
     // What was only prepared has used nothing up: a connection that ended takes it back.
     assert_eq!(exec.prepare(job.clone(), 1, 1), None);
     exec.executor.send(ToExec::Forget { fence: Fence(1) });
@@ -116,7 +130,7 @@ fn each_attempt_that_was_signed_starts_once() {
     assert_eq!(exec.prepare(job.clone(), 3, 1), Some(Denial::Replayed));
     assert_eq!(exec.prepare(job.clone(), 4, 3), Some(Denial::AttemptsExhausted));
     drop(exec);
-    let exec = Exec::start(dir.path());
+    let Some(exec) = start(&fleet) else { return };
     assert_eq!(exec.prepare(job.clone(), 5, 1), Some(Denial::Replayed), "also after a restart");
     assert_eq!(exec.prepare(job.clone(), 6, 2), None, "a retry is none");
     assert_eq!(exec.begin(6), None);
@@ -125,8 +139,8 @@ fn each_attempt_that_was_signed_starts_once() {
 
 #[test]
 fn what_was_revoked_since_it_was_prepared_does_not_start() {
-    let (dir, job) = (tempfile::tempdir().unwrap(), job());
-    let exec = Exec::start(dir.path());
+    let ((_dir, fleet), job) = (fleet(), job());
+    let Some(exec) = start(&fleet) else { return };
     assert_eq!(exec.prepare(job.clone(), 1, 1), None);
     let set = KeySet { version: 1, certs: vec![], revoked: vec![pair(2).1] };
     let bytes = postcard::to_stdvec(&Sealed::make(Context::Keys, &set, &pair(1).0)).unwrap();

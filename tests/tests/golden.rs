@@ -6,7 +6,7 @@
 use dunlin_wire::datagram::{FromAgent, FromHub};
 use dunlin_wire::job::*;
 use dunlin_wire::message::*;
-use dunlin_wire::telemetry::{Figure, Inventory, Sample, Slot};
+use dunlin_wire::telemetry::{Alarm, Figure, Inventory, Sample, Slot};
 use dunlin_wire::{ClaimId, Fence, FleetId, TaskId};
 
 fn hex(bytes: &[u8]) -> String {
@@ -39,6 +39,12 @@ fn report() -> Box<Report> {
             StreamEnd { end: 9, truncated: 2, head: 3, digest: [7; 8] },
             StreamEnd { end: 0, truncated: 0, head: 0, digest: [0; 8] },
         ],
+        peaks: Peaks {
+            gpu_permille: Some(630),
+            memory_used_mib: None,
+            gpu_memory_mib: Some(1),
+            energy_mwh: Some(2),
+        },
     })
 }
 
@@ -69,6 +75,8 @@ fn inventory() -> Inventory {
         Slot::DiskWritten,
         Slot::Filesystem { name: name("/"), total_mib: 300 },
         Slot::Wear { name: name("d") },
+        Slot::FurtherGpu { name: name("1") },
+        Slot::GpuMemoryFree { name: name("1"), total_mib: 300 },
     ];
     Inventory {
         number: 1,
@@ -130,6 +138,7 @@ fn messages_to_the_hub() {
         ("Leaving", ToHub::Leaving, GOLDEN[8]),
         ("Holding", holding, GOLDEN[9]),
         ("Inventory", ToHub::Inventory(Box::new(inventory())), GOLDEN[21]),
+        ("Alarm", ToHub::Alarm { alarm: Alarm::Hot, name: "tj".into(), age_ms: 5 }, "81010b0402746a05"),
         ("Sample", ToHub::Sample(Box::new(Sample { base: None, ..delta() })), GOLDEN[22]),
     ] {
         check(what, &numbered(message), golden);

@@ -12,6 +12,7 @@ pub mod ids;
 pub mod job;
 pub mod limits;
 pub mod message;
+pub mod nvml;
 pub mod outcome;
 pub mod prober;
 pub mod require;

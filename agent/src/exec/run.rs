@@ -269,6 +269,7 @@ impl Job {
                 leftovers: end.leftovers,
             },
             streams: [out, err],
+            peaks: Default::default(),
         };
         FromExec::Ended { fence: self.fence, report: Box::new(report), kept: [out_kept, err_kept] }
     }

@@ -6,12 +6,12 @@ use crate::core::Core;
 use crate::core::uplinks::{self, POSTURE, Uplink};
 use crate::event::{Effect, Event, Setup};
 use crate::exec::message::{Decision, FromExec, ToExec};
-use crate::exec::{ExecConfig, Executor, sweep};
+use crate::exec::{self, ExecConfig, Executor, sweep};
 use crate::files::{Enrolled, Files};
 use crate::link::{self, LinkConfig, LinkState, ToLink};
 use crate::spending::Spending;
 use crate::store::Store;
-use crate::telemetry::sampler;
+use crate::telemetry::{Marker, sampler};
 use anyhow::{Context, Result};
 use dunlin_wire::Tag;
 use dunlin_wire::job::{Denial, Outcome, Report};
@@ -81,7 +81,8 @@ pub fn run(config: &Config) -> Result<()> {
     if config.telemetry {
         // It must not keep the loop's inbox open. A reading that finds no room there is dropped: the next tells more.
         let events = events.downgrade();
-        sampler::spawn(config.mounts.clone(), move |reading| {
+        let marker = Marker { variable: exec::marker(&config.data), cgroup: exec::prefix(&config.data) };
+        sampler::spawn(config.mounts.clone(), marker, move |reading| {
             events.upgrade().is_some_and(|events| match events.try_send(Event::Reading(reading)) {
                 Err(TrySendError::Closed(_)) => false,
                 Ok(()) | Err(TrySendError::Full(_)) => true,

@@ -15,7 +15,7 @@ mod sweep;
 mod sys;
 
 pub use kernel::Kernel;
-pub use sweep::{SweepError, sweep};
+pub use sweep::{SweepError, marker, prefix, sweep};
 
 use crate::core::policy::{self, Policy, Request};
 use crate::exec::message::{Decision, FromExec, PolicyState, ToExec, Work};

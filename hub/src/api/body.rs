@@ -242,6 +242,10 @@ fn outcome(report: &Report) -> Value {
         "systemMs": report.usage.system_ms,
         "maxRssKib": report.usage.max_rss_kib,
         "leftoverKilled": report.usage.leftovers,
+        "peakGpuPermille": report.peaks.gpu_permille,
+        "peakMemoryUsedMib": report.peaks.memory_used_mib,
+        "peakGpuMemoryMib": report.peaks.gpu_memory_mib,
+        "energyMwh": report.peaks.energy_mwh,
         "stdout": stream(0),
         "stderr": stream(1),
         "truncated": report.streams.iter().any(|s| s.truncated > 0),
@@ -289,6 +293,7 @@ pub(super) fn node(view: &NodeView) -> Value {
         "policy": data_encoding::HEXLOWER.encode(&node.policy),
         "publicKey": node.key.to_string(),
         "enrolledAt": node.enrolled_ms,
+        "alarms": telemetry::alarms(&view.alarms),
         "telemetry": view.board.as_ref().map(telemetry::body),
     })
 }

@@ -5,7 +5,7 @@ use super::error::ApiError;
 use super::tasks::query;
 use super::{ApiState, mismatch, telemetry};
 use crate::clock;
-use crate::core::telemetry::{RAW_MS, Row, Tier, thin};
+use crate::core::history::{RAW_MS, Row, Tier, thin};
 use crate::event::{Answer, Request};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;

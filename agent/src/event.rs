@@ -59,9 +59,9 @@ pub enum Effect {
     Store(Write),
     /// Say this to the hub.
     Send(Numbered),
-    /// Tell the hub that we live, and that we will again within this many milliseconds; may be lost.
+    /// Tell the hub that we live, and when we will again; may be lost.
     Beat {
-        /// Longest time until the next.
+        /// Longest time until the next; 0: as often as the hub asked for.
         every_ms: u64,
         /// What the board is like, when a report is due.
         sample: Option<Box<Sample>>,

@@ -104,8 +104,13 @@ impl Reader {
         let root = self.root.clone();
         let scan = Scan::new(&root, remember);
         let (mut report, now) = read(&scan, &mut self.mounts);
-        if let Some(nvml) = &mut self.nvml {
-            ask(nvml, &scan, &mut report, clock::boot_ms());
+        match &mut self.nvml {
+            Some(nvml) => ask(nvml, &scan, &mut report, clock::boot_ms()),
+            None => scan.note(
+                "nvml",
+                "dunlin-nvml",
+                Some(&Absent::Says("it is asked of the machine itself only")),
+            ),
         }
         report.window = self.before.as_ref().and_then(|before| now.since(before));
         let why = report.window.is_none().then_some(Absent::Says("it takes two readings of one boot"));
@@ -121,7 +126,11 @@ fn ask(nvml: &mut Nvml, scan: &Scan, report: &mut Report, now: BootMs) {
     let tegra = report.family.starts_with('t');
     let known = report.gpu.as_ref().is_some_and(|gpu| gpu.source != gpu::THOR);
     if known || (tegra && report.gpu.is_none()) || !nvml.is_present(scan, now) {
-        return;
+        return scan.note(
+            "nvml",
+            "dunlin-nvml",
+            Some(&Absent::Says("no GPU that only NVIDIA's driver knows")),
+        );
     }
     match nvml.look(scan.root(), tegra, now) {
         Ok((by, gpus)) => {

@@ -32,3 +32,8 @@ pub fn stale_after() -> Option<std::time::Duration> {
     let text = cfg!(feature = "fault").then(|| std::env::var("DUNLIN_STALE_MS").ok())??;
     text.parse().ok().map(std::time::Duration::from_millis)
 }
+
+/// A copy of another board that is read instead of this machine, when a test says so (`DUNLIN_SYSROOT`).
+pub fn sysroot() -> Option<std::path::PathBuf> {
+    cfg!(feature = "fault").then(|| std::env::var_os("DUNLIN_SYSROOT"))?.map(Into::into)
+}

@@ -24,7 +24,7 @@ pub fn spawn(
     tell: impl Fn(Reading) -> bool + Send + 'static,
 ) -> std::io::Result<()> {
     let run = move || {
-        let root = Sysroot::default();
+        let root = crate::fault::sysroot().map_or_else(Sysroot::default, Sysroot::new);
         let mut reader = Reader::new(root.clone(), mounts).with_nvml(Nvml::new(Programs::installed()));
         let mut shape = Shape::default();
         // Shares take two readings. An inventory without them would be told, and told again.

@@ -62,9 +62,17 @@ pub struct Point {
 /// Figures of a time that is not over.
 #[derive(Debug, Default)]
 struct Bin {
-    row: Row,
-    // Each point's mean, and how many reports are in it.
-    means: Vec<(f64, f64)>,
+    at_ms: u64,
+    sums: Vec<Sum>,
+}
+
+/// A figure of it: the mean so far and of how many reports; of a counter the newest value.
+#[derive(Debug)]
+struct Sum {
+    series: u16,
+    n: u32,
+    mean: f64,
+    max: i64,
 }
 
 /// Every report of the last hour, and the rows that are not on disk yet.
@@ -91,8 +99,8 @@ impl History {
 
     /// A report came.
     pub fn add(&mut self, inventory: &Inventory, figures: &[Option<Figure>], wall: u64) {
-        let mut row = Row { at_ms: wall, points: Vec::new() };
-        let mut counters = Vec::new();
+        let mut row = Row { at_ms: wall, points: Vec::with_capacity(figures.len()) };
+        let mut counters = Vec::with_capacity(figures.len());
         for (slot, figure) in inventory.slots.iter().zip(figures) {
             if let (Some(figure), Some(series)) = (figure, self.series(slot)) {
                 row.points.push(Point { series, mean: figure.mean, max: figure.max() });
@@ -101,10 +109,9 @@ impl History {
         }
         for (tier, bin) in Tier::ALL.into_iter().zip(&mut self.bins) {
             let at_ms = wall / tier.step_ms() * tier.step_ms();
-            if bin.row.at_ms != at_ms {
-                let over = std::mem::take(bin);
-                self.done.extend((!over.means.is_empty()).then_some((tier, over.row)));
-                bin.row.at_ms = at_ms;
+            if bin.at_ms != at_ms {
+                self.done.extend(bin.take().map(|row| (tier, row)));
+                bin.at_ms = at_ms;
             }
             bin.add(&row.points, &counters);
         }
@@ -134,8 +141,8 @@ impl History {
     /// Rows that are over. They are taken: the caller keeps them, the names before.
     pub fn flush(&mut self, wall: u64) -> Vec<(Tier, Row)> {
         for (tier, bin) in Tier::ALL.into_iter().zip(&mut self.bins) {
-            if !bin.means.is_empty() && bin.row.at_ms + tier.step_ms() <= wall {
-                self.done.push((tier, std::mem::take(bin).row));
+            if bin.at_ms + tier.step_ms() <= wall {
+                self.done.extend(bin.take().map(|row| (tier, row)));
             }
         }
         std::mem::take(&mut self.done)
@@ -144,21 +151,27 @@ impl History {
 
 impl Bin {
     fn add(&mut self, points: &[Point], counters: &[bool]) {
+        self.sums.reserve_exact(points.len().saturating_sub(self.sums.len()));
         for (point, is_counter) in points.iter().zip(counters) {
-            match self.row.points.iter_mut().zip(&mut self.means).find(|(p, _)| p.series == point.series) {
-                None => {
-                    self.row.points.push(*point);
-                    self.means.push((point.mean as f64, 1.0));
-                }
-                Some((so_far, (mean, n))) => {
-                    *n += 1.0;
+            let mean = point.mean as f64;
+            match self.sums.iter_mut().find(|sum| sum.series == point.series) {
+                None => self.sums.push(Sum { series: point.series, n: 1, mean, max: point.max }),
+                Some(sum) => {
+                    sum.n += 1;
                     // It moves by its share of the difference: there is no sum that could grow too large.
-                    *mean += (point.mean as f64 - *mean) / *n;
-                    so_far.max = so_far.max.max(point.max);
-                    so_far.mean = if *is_counter { point.mean } else { mean.round() as i64 };
+                    let share = if *is_counter { 1.0 } else { f64::from(sum.n) };
+                    sum.mean += (mean - sum.mean) / share;
+                    sum.max = sum.max.max(point.max);
                 }
             }
         }
+    }
+
+    /// Its row, when there is anything in it. It is empty then.
+    fn take(&mut self) -> Option<Row> {
+        let sums = std::mem::take(&mut self.sums);
+        let points = sums.iter().map(|s| Point { series: s.series, mean: s.mean.round() as i64, max: s.max });
+        (!sums.is_empty()).then(|| Row { at_ms: self.at_ms, points: points.collect() })
     }
 }
 

@@ -91,16 +91,50 @@ fn a_policy_that_cannot_be_meant_is_refused_with_its_line() {
     check("program = \"/x\"\nshell = true", "[shell] enabled");
     check("program = \"/x\"\nsha256 = [\"12\"]", "64 hexadecimal digits");
     check("program = \"/x\"\n[[rule]]\nid = \"r\"\nprogram = \"/y\"", "used twice");
+    check("program = \"/x\"\nwrite = [\"root:data/out\"]", "");
+    check("program = \"/x\"\nwrite = [\"root:data/../out\"]", "plain way down");
+    check("program = \"/x\"\nwrite = [\"/srv\"]", "root:data/out");
+    check("program = \"/x\"\nwrite = [\"root:nowhere\"]", "not defined");
+    check("program = \"/x\"\ndevices = [\"/dev/nvhost-*\"]", "");
+    check("program = \"/x\"\ndevices = [\"/etc/x\"]", "below /dev");
+    check("program = \"/x\"\ndevices = [\"/dev/*/x\"]", "last part");
+    check("program = \"/x\"\ndevices = [\"/dev/../etc\"]", "below /dev");
+    check("program = \"/x\"\nlimits = { cpu = \"150%\" }", "");
+    check("program = \"/x\"\nlimits = { cpu = \"1.5\" }", "150%");
+    check("program = \"/x\"\nlimits = { memory = \"1KiB\" }", "at least 1MiB");
+    check("program = \"/x\"\nlimits = { pids = 0 }", "at least 1");
+    check("program = \"/x\"\nsandbox = \"maybe\"", "require or best-effort");
+    check("program = \"/x\"\nsecret_env = { T = \"credential:a.b-c\" }", "");
+    check("program = \"/x\"\nsecret_env = { T = \"credential:../x\" }", "credential:NAME");
+    check("program = \"/x\"\nsecret_env = { T = \"plain\" }", "credential:NAME");
+    check("interpreter = \"/bin/sh\"\nscript = \"/opt/x.sh\"", "");
+    check("interpreter = \"/bin/sh\"\nscript = \"x.sh\"", "absolute path");
 }
 
 #[test]
-fn what_this_version_cannot_do_is_denied_not_ignored() {
+fn ceilings_bound_what_rules_may_allow() {
+    let parse = |ceilings: &str, rule: &str| {
+        let text =
+            format!("schema = 1\n[ceilings]\n{ceilings}\n[[rule]]\nid = \"r\"\nprogram = \"/x\"\n{rule}\n");
+        let policy = Policy::parse(&[("p.toml".to_owned(), text)]).map_err(|e| e.to_string());
+        policy.map(|p| (p.rules[0].confinement.memory, p.rules[0].confinement.pids))
+    };
+    let both = "memory = \"2MiB\"\npids = 9";
+    assert_eq!(parse(both, ""), Ok((Some(2 << 20), Some(9))), "a rule that says nothing gets the ceiling");
+    assert_eq!(parse(both, "limits = { memory = \"1MiB\", pids = 3 }"), Ok((Some(1 << 20), Some(3))));
+    assert_eq!(parse("", ""), Ok((None, None)));
+    for rule in ["limits = { memory = \"3MiB\" }", "limits = { pids = 10 }"] {
+        assert!(parse(both, rule).unwrap_err().contains("is over ceilings."), "{rule}");
+    }
+}
+
+#[test]
+fn what_cannot_be_had_is_denied_not_ignored() {
     let dir = tempfile::tempdir().unwrap();
     for (rule, want) in [
+        // Whatever the board has: there is no slot.
         ("sandbox = \"require\"", "deny:sandbox_unavailable"),
-        ("network = false", "deny:sandbox_unavailable"),
         ("network = false\nsandbox = \"best-effort\"", "allow:r"),
-        ("limits = { memory = \"1GiB\" }", "deny:sandbox_unavailable"),
         ("user = \"root\"", "deny:signature_missing"),
         ("launcher = true", "deny:signature_missing"),
         ("user = \"slot\"", "deny:user"),

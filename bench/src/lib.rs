@@ -1,6 +1,7 @@
 //! What is measured, and beside what. A figure is a ratio between things interleaved in one run.
 
 pub mod claim;
+pub mod exec;
 mod line;
 pub mod link;
 pub mod stats;

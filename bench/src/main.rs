@@ -1,6 +1,6 @@
 //! `dunlin-bench`: each module says what its figures mean and beside what they stand.
 
-use dunlin_bench::{claim, link};
+use dunlin_bench::{claim, exec, link};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -9,6 +9,10 @@ fn main() -> ExitCode {
     let done = match args.as_slice() {
         ["claim"] => claim::run(1000),
         ["claim", n] if n.parse::<usize>().is_ok() => claim::run(n.parse().unwrap_or(1000)),
+        // The executor starts this program again, as a job's guard.
+        ["guard"] => return ExitCode::from(dunlin_agent::exec::guard::main()),
+        ["exec"] => exec::run(200),
+        ["exec", n] if n.parse::<usize>().is_ok() => exec::run(n.parse().unwrap_or(200)),
         ["stamp", path] => link::stamp(path),
         ["link", rest @ ..] => match link::Options::parse(rest) {
             Ok(options) => link::run(&options),
@@ -27,7 +31,7 @@ fn main() -> ExitCode {
 
 fn usage(error: &str) -> ExitCode {
     eprintln!(
-        "{error}usage: dunlin-bench claim [ROUNDS]\n       {}\n\nExit codes: 0 measured; 1 it could not; 64 wrong usage.",
+        "{error}usage: dunlin-bench claim [ROUNDS]\n       dunlin-bench exec [ROUNDS]\n       {}\n\nExit codes: 0 measured; 1 it could not; 64 wrong usage.",
         link::USAGE
     );
     ExitCode::from(64)

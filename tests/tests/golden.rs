@@ -34,7 +34,14 @@ fn report() -> Box<Report> {
         policy: [8; 8],
         timeout_ms: Some(20_000),
         sandbox: 5,
-        usage: Usage { duration_ms: 1, user_ms: 2, system_ms: 3, max_rss_kib: 4, leftovers: 5 },
+        usage: Usage {
+            duration_ms: 1,
+            user_ms: 2,
+            system_ms: 3,
+            max_rss_kib: 4,
+            leftovers: 5,
+            peak_memory_kib: Some(6),
+        },
         streams: [
             StreamEnd { end: 9, truncated: 2, head: 3, digest: [7; 8] },
             StreamEnd { end: 0, truncated: 0, head: 0, digest: [0; 8] },
@@ -238,7 +245,7 @@ const GOLDEN: [&str; 24] = [
     "810104f0a204",
     "81010501f0a20401ac020101ab02030001f0011e08018f06000900",
     "81010600f0a2040109020102",
-    "81010601027431f0a204010301800c010172080808080808080801a09c0105010203040509020307070707070707070000000000000000000000",
+    "81010601027431f0a204010301800c010172080808080808080801a09c0105010203040501060902030707070707070707000000000000000000000001f6040001010102",
     "810107",
     "8101080102743105010106",
     "000102038827",
@@ -252,7 +259,7 @@ const GOLDEN: [&str; 24] = [
     "0802030100b0ea010102020101030204",
     "00 0101 0201 0301 0400 0526 060c04 07 08 0902 0a03 0b 0c",
     "malformed not_absolute not_allowlisted argument argument_option argument_path argument_nul argument_control argument_charset argument_length env cwd user timeout_over_ceiling output_over_ceiling program_missing program_untrusted program_setid program_digest shell_disabled shell_unsigned signature_missing signature_invalid key_unknown key_revoked key_scope audience not_yet_valid expired replayed attempts_exhausted clock_untrusted replay_store_full sandbox_unavailable capability_missing busy draining disk_full policy_invalid",
-    "81010901016601016d0001016b0101700100010601c43b0100010167010101091800010203040506070108017209017401b4100a0b0c0d020e0f10111213141516012fac02170164",
+    "81010901016601016d0001016b0101700100010601c43b0100010167010101091a00010203040506070108017209017401b4100a0b0c0d020e0f10111213141516012fac02170164180131190131ac02",
     "81010aac020100030001f0011e08018f06000900",
     "00a8c30101ac020101ab02030001f0011e08018f06000900",
 ];

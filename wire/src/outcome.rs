@@ -163,6 +163,18 @@ words! {
         CloseFds = "close_fds",
         /// The exec itself.
         Exec = "exec",
+        /// Namespaces of its own.
+        Namespaces = "namespaces",
+        /// What it sees of the file system.
+        Mounts = "mounts",
+        /// Becoming its user.
+        User = "user",
+        /// Giving up capabilities.
+        Capabilities = "capabilities",
+        /// Landlock.
+        Landlock = "landlock",
+        /// The filter of system calls.
+        Seccomp = "seccomp",
     }
 }
 
@@ -344,6 +356,8 @@ pub struct Usage {
     pub max_rss_kib: u64,
     /// Processes that were left behind when the lead process ended, and were killed.
     pub leftovers: u32,
+    /// Most memory of all its processes together, in KiB, where a cgroup counted it.
+    pub peak_memory_kib: Option<u64>,
 }
 
 /// What the board was like while an attempt ran, from readings every 2 s. All but `gpu_memory_mib` is of the whole board,
@@ -408,9 +422,47 @@ pub mod layer {
     pub const CGROUP: u32 = 1 << 1;
     /// Resource limits.
     pub const RLIMITS: u32 = 1 << 2;
+    /// A user of its own.
+    pub const USER: u32 = 1 << 3;
+    /// A mount namespace: read-only but for what the rule lets it write, a private /tmp, a small /dev.
+    pub const MOUNTS: u32 = 1 << 4;
+    /// An IPC namespace.
+    pub const IPC: u32 = 1 << 5;
+    /// An empty network namespace.
+    pub const NETWORK: u32 = 1 << 6;
+    /// A filter of system calls.
+    pub const SECCOMP: u32 = 1 << 7;
+    /// No capability, and none to be had.
+    pub const CAPABILITIES: u32 = 1 << 8;
+    /// Landlock.
+    pub const LANDLOCK: u32 = 1 << 9;
+    /// A limit of memory.
+    pub const MEMORY: u32 = 1 << 10;
+    /// A limit of processes.
+    pub const PIDS: u32 = 1 << 11;
+    /// A limit of CPU time per time.
+    pub const CPU: u32 = 1 << 12;
     /// Every layer with its word.
-    pub const ALL: &[(u32, &str)] =
-        &[(NO_NEW_PRIVS, "no_new_privs"), (CGROUP, "cgroup"), (RLIMITS, "rlimits")];
+    pub const ALL: &[(u32, &str)] = &[
+        (NO_NEW_PRIVS, "no_new_privs"),
+        (CGROUP, "cgroup"),
+        (RLIMITS, "rlimits"),
+        (USER, "user"),
+        (MOUNTS, "mounts"),
+        (IPC, "ipc"),
+        (NETWORK, "network"),
+        (SECCOMP, "seccomp"),
+        (CAPABILITIES, "capabilities"),
+        (LANDLOCK, "landlock"),
+        (MEMORY, "memory"),
+        (PIDS, "pids"),
+        (CPU, "cpu"),
+    ];
+
+    /// The words of some layers.
+    pub fn words(bits: u32) -> impl Iterator<Item = &'static str> {
+        ALL.iter().filter(move |(bit, _)| bits & bit != 0).map(|(_, word)| *word)
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::core::uplinks;
 use crate::exec::{self, Kernel};
 use crate::files::Files;
+use dunlin_wire::job::layer;
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -28,7 +29,11 @@ pub(super) fn run(config: &Config, as_json: bool) -> ExitCode {
         Err(e) => add("enrolment", "red", e.to_string(), "dunlin-agent join TICKET"),
     }
     match exec::load(&config.policy) {
-        Ok((policy, _)) => add("policy", "green", format!("{} rules", policy.rules.len()), ""),
+        Ok((policy, _)) => {
+            let findings = exec::lint(&policy, &kernel);
+            add("policy", "green", format!("{} rules", policy.rules.len()), "");
+            findings.into_iter().for_each(|f| add("policy", "yellow", f, "change the rule or the board"));
+        }
         Err(e) => add("policy", "red", e, "until then every job is denied with policy_invalid"),
     }
     match kernel.free_mib {
@@ -42,8 +47,16 @@ pub(super) fn run(config: &Config, as_json: bool) -> ExitCode {
     let how = if kernel.openat2 { "openat2" } else { "component by component (before Linux 5.6)" };
     add("paths", "green", how.into(), "");
     let landlock = kernel.landlock.map_or("not there".to_owned(), |abi| format!("ABI {abi}"));
-    add("landlock", "green", format!("{landlock} (not used by this version)"), "");
-    add("cgroup", "green", format!("{} (a cgroup per job where v2 is writable)", kernel.cgroup), "");
+    add("landlock", "green", landlock, "");
+    add("cgroup", "green", kernel.cgroup.to_owned(), "");
+    let list = |bits| layer::words(bits).collect::<Vec<_>>().join(", ");
+    add("sandbox", "green", list(kernel.layers), "");
+    let extra = layer::LANDLOCK;
+    let missing = layer::ALL.iter().fold(0, |bits, (bit, _)| bits | bit) & !kernel.layers & !extra;
+    if missing != 0 {
+        let fix = "rules that ask for one of these, or for `sandbox = \"require\"`, are denied; run the executor as root";
+        add("sandbox", "yellow", format!("not there: {}", list(missing)), fix);
+    }
     let wall = std::fs::metadata("/proc/self").and_then(|m| m.modified()).ok();
     let wall = wall.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |d| d.as_secs());
     match wall >= CLOCK_S_MIN {

@@ -1,7 +1,7 @@
 //! `policy check` and `policy test`: the same code that decides on the board.
 
 use crate::core::policy::{self, Request};
-use crate::exec;
+use crate::exec::{self, Kernel};
 use dunlin_wire::job::Denial;
 use dunlin_wire::units;
 use serde::Deserialize;
@@ -17,7 +17,8 @@ pub(super) fn check(path: &Path) -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    for finding in policy::lint(&policy).into_iter().chain(exec::lint(&policy)) {
+    let kernel = Kernel::probe(path);
+    for finding in policy::lint(&policy).into_iter().chain(exec::lint(&policy, &kernel)) {
         println!("warning: {finding}");
     }
     let digest = data_encoding::HEXLOWER.encode(&digest);
@@ -69,6 +70,7 @@ pub(super) fn test(path: &Path, cases: &str) -> ExitCode {
 /// When either file is not in order.
 pub fn decide_all(path: &Path, cases: &str) -> Result<(usize, Vec<String>), String> {
     let (policy, _) = exec::load(path)?;
+    let kernel = Kernel::probe(path);
     let text = std::fs::read_to_string(cases).map_err(|e| format!("{cases}: {e}"))?;
     let cases: Cases = toml::from_str(&text).map_err(|e| format!("{cases}: {e}"))?;
     let mut failures = Vec::new();
@@ -81,7 +83,7 @@ pub fn decide_all(path: &Path, cases: &str) -> Result<(usize, Vec<String>), Stri
         };
         let env: Vec<_> = case.env.clone().into_iter().collect();
         let request = Request { argv: &case.argv, cwd: case.cwd.as_deref(), env: &env, timeout_ms };
-        let got = match (&case.shell, exec::decide(&policy, request)) {
+        let got = match (&case.shell, exec::decide(&policy, &kernel, request)) {
             (Some(_), _) => format!("deny:{}", Denial::ShellDisabled),
             (None, Ok(rule)) => format!("allow:{rule}"),
             (None, Err(denial)) => format!("deny:{denial}"),

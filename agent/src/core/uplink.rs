@@ -6,9 +6,10 @@ use super::reports::Report;
 use super::{BLOCK, Core, Phase};
 use crate::clock::BootMs;
 use crate::event::{Effect, Write};
+use dunlin_wire::job::layer;
 use dunlin_wire::message::{Hello, Numbered, Role, ToAgent, ToHub, Unfinished};
 use dunlin_wire::version::GENERATION;
-use dunlin_wire::{ClaimId, limits};
+use dunlin_wire::{ClaimId, Tag, limits};
 use std::collections::VecDeque;
 
 /// Send times remembered. The hub answers each message, so it is never this far behind on a link that lives.
@@ -61,7 +62,7 @@ impl Core {
             boot_id: self.setup.boot_id,
             connection,
             version: self.setup.version.clone(),
-            capabilities: self.setup.capabilities.clone(),
+            capabilities: self.capabilities(),
             slots: self.own_slots(),
             profile: self.setup.profile,
             policy: self.policy.as_ref().map_or([0; 8], |p| p.digest),
@@ -174,6 +175,14 @@ impl Core {
                 link.sent.pop_front();
             }
         }
+    }
+
+    /// What was set up, and what the executor found a job can be shut in with: `sandbox:mounts` and the like.
+    fn capabilities(&self) -> Vec<Tag> {
+        let always = layer::NO_NEW_PRIVS | layer::RLIMITS;
+        let layers = self.policy.as_ref().map_or(0, |p| p.layers & !always);
+        let words = layer::words(layers).filter_map(|word| format!("sandbox:{word}").parse().ok());
+        self.setup.capabilities.iter().cloned().chain(words).take(limits::CAPABILITIES_MAX).collect()
     }
 
     fn own_slots(&self) -> u32 {

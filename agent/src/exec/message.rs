@@ -128,6 +128,8 @@ pub struct PolicyState {
     pub digest: [u8; 8],
     /// Jobs at once that the policy's ceiling allows.
     pub jobs: u32,
+    /// Bits of `wire::outcome::layer`: what jobs can be shut in with on this board.
+    pub layers: u32,
     /// Why the file on disk is not in force.
     pub error: Option<String>,
 }

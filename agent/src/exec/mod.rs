@@ -1,16 +1,19 @@
 //! The executor: checks work against the policy and runs it. Talks to the loop by messages only, see [`message`].
 //!
 //! One thread polls everything: messages, and of each job its two pipes and its guard. Deliberately absent: the
-//! network, the journal, and the fuller sandbox (own uid, mount namespace, seccomp), for which the policy's rules are
-//! denied rather than run with less.
+//! network and the journal.
 
 mod cgroup;
 pub mod guard;
 mod kernel;
+mod ladder;
 pub mod message;
 mod output;
 mod prepare;
 mod run;
+mod sandbox;
+mod secret;
+mod slots;
 mod sweep;
 mod sys;
 
@@ -20,9 +23,11 @@ pub use sweep::{SweepError, marker, prefix, sweep};
 use crate::core::policy::{self, Policy, Request};
 use crate::exec::message::{Decision, FromExec, PolicyState, ToExec, Work};
 use dunlin_wire::Fence;
-use dunlin_wire::job::{Denial, Outcome, Report, layer};
+use dunlin_wire::job::{Denial, Outcome, Report};
 use prepare::Opened;
 use run::Job;
+use sandbox::Plan;
+use slots::Slots;
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -54,6 +59,9 @@ struct Prepared {
     kill_on_overflow: bool,
     file_size: Option<u64>,
     nofile: Option<u64>,
+    slot: usize,
+    plan: Plan,
+    secrets: Vec<(String, String)>,
 }
 
 /// The way to the executor's thread.
@@ -76,6 +84,8 @@ impl Executor {
         sys::set_nonblocking(wake.as_raw_fd())?;
         std::thread::Builder::new().name("executor".into()).spawn(move || {
             let mut machine = Machine {
+                kernel: Kernel::prepare(&config.data),
+                slots: Slots::default(),
                 config,
                 tell,
                 policy: None,
@@ -100,6 +110,8 @@ impl Executor {
 }
 
 struct Machine {
+    kernel: Kernel,
+    slots: Slots,
     config: ExecConfig,
     tell: Box<dyn Fn(FromExec) + Send>,
     policy: Option<Policy>,
@@ -138,7 +150,13 @@ impl Machine {
             }
             for fence in ended {
                 if let Some(job) = self.jobs.remove(&fence) {
-                    (self.tell)(job.finish(self.digest));
+                    let slot = job.slot();
+                    let (ended, stuck) = job.finish(self.digest);
+                    match stuck {
+                        Some(guard) => self.slots.quarantine(slot, guard),
+                        None => self.slots.free(slot),
+                    }
+                    (self.tell)(ended);
                 }
             }
             if self.stopping && self.jobs.is_empty() {
@@ -160,7 +178,7 @@ impl Machine {
             sys::reap(*pid);
         }
         let mut empty = orphans.is_empty();
-        self.jobs.values().for_each(|job| empty &= job.kill_cgroup());
+        self.jobs.values().for_each(|job| empty &= job.kill_rest());
         if empty {
             self.jobs.values_mut().for_each(Job::orphans_are_gone);
         }
@@ -188,9 +206,11 @@ impl Machine {
             }
             ToExec::Start { fence, lease_until } => {
                 if let Some(prepared) = self.prepared.remove(&fence) {
-                    match Job::start(prepared, lease_until, &self.config.data) {
+                    let slot = prepared.slot;
+                    match Job::start(prepared, lease_until, &self.config.data, &self.kernel) {
                         Ok(job) => drop(self.jobs.insert(fence, job)),
                         Err(outcome) => {
+                            self.slots.free(slot);
                             let mut report = Report::without_process(outcome);
                             report.policy = self.digest;
                             (self.tell)(FromExec::Ended {
@@ -202,7 +222,11 @@ impl Machine {
                     }
                 }
             }
-            ToExec::Forget { fence } => drop(self.prepared.remove(&fence)),
+            ToExec::Forget { fence } => {
+                if let Some(prepared) = self.prepared.remove(&fence) {
+                    self.slots.free(prepared.slot);
+                }
+            }
             ToExec::Extend { fence, lease_until } => {
                 if let Some(job) = self.jobs.get(&fence) {
                     job.extend(lease_until);
@@ -216,7 +240,9 @@ impl Machine {
             ToExec::ReloadPolicy => self.load_policy(),
             ToExec::Shutdown => {
                 self.stopping = true;
-                self.prepared.clear();
+                for prepared in std::mem::take(&mut self.prepared).into_values() {
+                    self.slots.free(prepared.slot);
+                }
                 let by = dunlin_wire::job::Interruption::ExecutorRestart;
                 self.jobs
                     .values()
@@ -225,7 +251,7 @@ impl Machine {
         }
     }
 
-    fn prepare(&self, work: Work) -> Result<Prepared, (Denial, Option<String>)> {
+    fn prepare(&mut self, work: Work) -> Result<Prepared, (Denial, Option<String>)> {
         let policy = self.policy.as_ref().ok_or((Denial::PolicyInvalid, None))?;
         if self.stopping {
             return Err((Denial::Draining, None));
@@ -240,13 +266,18 @@ impl Machine {
         let rule = allowed.rule;
         let denied = |denial| (denial, Some(rule.id.clone()));
         let opened = prepare::open(&allowed).map_err(denied)?;
-        if self.jobs.len() + self.prepared.len() >= policy.ceilings.jobs as usize {
-            return Err(denied(Denial::Busy));
-        }
+        let slot = self.slots.find(capacity(policy)).ok_or_else(|| denied(Denial::Busy))?;
+        let user = policy.slots.get(slot).map(String::as_str);
+        let plan = sandbox::plan(&rule.confinement, self.kernel.layers, user).map_err(denied)?;
+        let secrets = secret::all(&rule.secret_env).map_err(denied)?;
         if sys::free_bytes(&self.config.data).is_ok_and(|free| free < FREE_BYTES_MIN) {
             return Err(denied(Denial::DiskFull));
         }
+        self.slots.take(slot);
         Ok(Prepared {
+            slot,
+            plan,
+            secrets,
             opened,
             rule: rule.id.clone(),
             timeout_ms: allowed.timeout_ms,
@@ -272,9 +303,16 @@ impl Machine {
                 Some(error)
             }
         };
-        let jobs = self.policy.as_ref().map_or(1, |p| p.ceilings.jobs);
-        (self.tell)(FromExec::Policy(PolicyState { digest: self.digest, jobs, error }));
+        let jobs = self.policy.as_ref().map_or(1, |policy| capacity(policy) as u32);
+        let layers = self.kernel.layers;
+        (self.tell)(FromExec::Policy(PolicyState { digest: self.digest, jobs, layers, error }));
     }
+}
+
+/// Jobs at once: each has a user of its own where the policy names any.
+fn capacity(policy: &Policy) -> usize {
+    let jobs = policy.ceilings.jobs as usize;
+    if policy.slots.is_empty() { jobs } else { jobs.min(policy.slots.len()) }
 }
 
 /// Reads a policy and the files in `policy.d` beside it: theirs alone may they be, root's or ours.
@@ -322,21 +360,35 @@ fn read_trusted(path: &Path) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|e| format!("{name}: {e}"))
 }
 
-/// Which rule allows `request`, the files looked at too; nothing is run.
+/// Which rule allows `request` on a board with this kernel, the files looked at too; nothing is run.
 ///
 /// # Errors
 /// The closed reason.
-pub fn decide(policy: &Policy, request: Request<'_>) -> Result<String, Denial> {
+pub fn decide(policy: &Policy, kernel: &Kernel, request: Request<'_>) -> Result<String, Denial> {
     let allowed = policy::decide(policy, request)?;
     prepare::open(&allowed)?;
+    let user = policy.slots.first().map(String::as_str);
+    sandbox::plan(&allowed.rule.confinement, kernel.layers, user)?;
+    secret::all(&allowed.rule.secret_env)?;
     Ok(allowed.rule.id.clone())
 }
 
-/// Programs of the policy that are missing or not to be trusted as they are now.
-pub fn lint(policy: &Policy) -> Vec<String> {
-    let bad = policy.rules.iter().filter_map(|rule| Some((rule, prepare::program(rule).err()?)));
-    bad.map(|(rule, denial)| format!("rule `{}`: {}: {denial}", rule.id, rule.program)).collect()
+/// What stands in the way of the policy's rules on this board: programs that are missing or not to be trusted, and
+/// protections that cannot be had.
+pub fn lint(policy: &Policy, kernel: &Kernel) -> Vec<String> {
+    let mut found = Vec::new();
+    let user = policy.slots.first().map(String::as_str);
+    for rule in &policy.rules {
+        let mut add = |what: &str, denial| found.push(format!("rule `{}`: {what}: {denial}", rule.id));
+        if let Err(denial) = prepare::program(rule) {
+            add(&rule.program, denial);
+        }
+        if let (Some(script), Err(denial)) = (&rule.script, prepare::script_of(rule)) {
+            add(script, denial);
+        }
+        if let Err(denial) = sandbox::plan(&rule.confinement, kernel.layers, user) {
+            add("not on this board (dunlin-agent doctor says what it offers)", denial);
+        }
+    }
+    found
 }
-
-/// What this version applies to every job.
-const LAYERS: u32 = layer::NO_NEW_PRIVS | layer::RLIMITS;

@@ -13,6 +13,8 @@ use std::path::{Component, Path, PathBuf};
 pub(super) struct Opened {
     pub program: OwnedFd,
     pub script: bool,
+    /// What the program is to interpret.
+    pub interpreted: Option<OwnedFd>,
     /// `None`: a scratch directory is made when the job starts.
     pub cwd: Option<OwnedFd>,
 }
@@ -27,7 +29,8 @@ pub(super) fn open(allowed: &Allowed<'_>) -> Result<Opened, Denial> {
         beneath(operand).map_err(|()| Denial::ArgumentPath)?;
     }
     let (program, script) = program(allowed.rule)?;
-    Ok(Opened { program, script, cwd })
+    let interpreted = script_of(allowed.rule)?;
+    Ok(Opened { program, script, interpreted, cwd })
 }
 
 /// Opens a path beneath its root, and checks what it is.
@@ -73,9 +76,19 @@ fn walk(root: OwnedFd, operand: &Operand<'_>) -> std::io::Result<OwnedFd> {
     Ok(at)
 }
 
-/// Opens a rule's program: regular, root's, not writable by others, not set-id; the same for the directories above.
+/// Opens a rule's program; whether it is a script, which names its interpreter itself.
 pub(super) fn program(rule: &Rule) -> Result<(OwnedFd, bool), Denial> {
-    let fd = sys::open_path(&rule.program, libc::O_PATH).map_err(|_| Denial::ProgramMissing)?;
+    executable(rule, &rule.program, rule.launcher || rule.script.is_some())
+}
+
+/// Opens the script that a rule gives to its program, under the same conditions.
+pub(super) fn script_of(rule: &Rule) -> Result<Option<OwnedFd>, Denial> {
+    rule.script.as_ref().map(|path| executable(rule, path, true).map(|(fd, _)| fd)).transpose()
+}
+
+/// Opens what will be executed: regular, root's, not writable by others, not set-id; the same for the directories above.
+fn executable(rule: &Rule, path: &str, may_launch: bool) -> Result<(OwnedFd, bool), Denial> {
+    let fd = sys::open_path(path, libc::O_PATH).map_err(|_| Denial::ProgramMissing)?;
     let stat = sys::fstat(fd.as_raw_fd()).map_err(|_| Denial::ProgramMissing)?;
     if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
         return Err(Denial::ProgramMissing);
@@ -84,11 +97,11 @@ pub(super) fn program(rule: &Rule) -> Result<(OwnedFd, bool), Denial> {
         return Err(Denial::ProgramSetid);
     }
     let real = std::fs::read_link(link(&fd)).map_err(|_| Denial::ProgramMissing)?;
-    if stat.st_uid != 0 || stat.st_mode & 0o022 != 0 || !way_is_trusted(Path::new(&rule.program), &real) {
+    if stat.st_uid != 0 || stat.st_mode & 0o022 != 0 || !way_is_trusted(Path::new(path), &real) {
         return Err(Denial::ProgramUntrusted);
     }
     // What the name in the rule leads to may run programs although the name does not say so.
-    if !rule.launcher && is_launcher(&real.to_string_lossy()) {
+    if !may_launch && is_launcher(&real.to_string_lossy()) {
         return Err(Denial::ProgramUntrusted);
     }
     let mut file = std::fs::File::open(link(&fd)).map_err(|_| Denial::ProgramMissing)?;

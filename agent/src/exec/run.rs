@@ -2,12 +2,17 @@
 
 use super::cgroup::Cgroup;
 use super::guard::{self, Cause, FromGuard, Spec, ToGuard};
+use super::kernel::Kernel;
+use super::ladder::{self, Ladder};
 use super::message::{EndCause, FromExec, Work};
 use super::output::HeadTail;
-use super::{LAYERS, Prepared, sys};
+use super::secret::{self, Redactor};
+use super::{Prepared, sys};
 use crate::clock::{self, BootMs};
+use crate::fault;
 use dunlin_wire::job::{Limit, Outcome, Report, SpawnStep, Stream, TimeoutPhase, Usage, layer};
 use dunlin_wire::{Fence, limits};
+use std::borrow::Cow;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -30,10 +35,13 @@ pub(super) struct Job {
     control: OwnedFd,
     pipes: [Option<OwnedFd>; 2],
     outputs: [HeadTail; 2],
+    redactors: [Redactor; 2],
     overflowed: bool,
     ended: Option<Ended>,
     scratch: Option<PathBuf>,
-    cgroup: Option<Cgroup>,
+    slot: usize,
+    layers: u32,
+    ladder: Ladder,
     lock: PathBuf,
 }
 
@@ -53,7 +61,12 @@ enum How {
 
 impl Job {
     /// Starts the guard, which starts the job.
-    pub(super) fn start(prepared: Prepared, lease_until: BootMs, data: &Path) -> Result<Self, Outcome> {
+    pub(super) fn start(
+        prepared: Prepared,
+        lease_until: BootMs,
+        data: &Path,
+        kernel: &Kernel,
+    ) -> Result<Self, Outcome> {
         let failed = |step| {
             move |e: std::io::Error| Outcome::SpawnFailed {
                 step,
@@ -61,12 +74,14 @@ impl Job {
             }
         };
         let fence = prepared.work.fence;
+        let mut plan = prepared.plan;
         let (scratch, cwd) = match prepared.opened.cwd {
             Some(cwd) => (None, cwd),
             None => {
                 let dir = data.join("scratch").join(fence.to_string());
-                let cwd = make_private(&dir).map_err(failed(SpawnStep::Scratch))?;
-                (Some(dir), cwd)
+                let owner = plan.identity.as_ref().map(|i| (i.uid, i.gid));
+                let cwd = make_private(&dir, owner).map_err(failed(SpawnStep::Scratch))?;
+                (Some(dir.canonicalize().map_err(failed(SpawnStep::Scratch))?), cwd)
             }
         };
         let lock_path = data.join("run").join(fence.to_string());
@@ -75,31 +90,55 @@ impl Job {
         if !sys::try_lock(lock.as_raw_fd()) {
             return Err(Outcome::SpawnFailed { step: SpawnStep::Guard, errno: libc::EBUSY });
         }
+        let lock = OwnedFd::from(lock);
         let (control, control_guard) = sys::seqpacket_pair().map_err(failed(SpawnStep::Pipe))?;
         let (out, out_job) = sys::pipe().map_err(failed(SpawnStep::Pipe))?;
         let (err, err_job) = sys::pipe().map_err(failed(SpawnStep::Pipe))?;
         for fd in [&out, &err, &control] {
             sys::set_nonblocking(fd.as_raw_fd()).map_err(failed(SpawnStep::Pipe))?;
         }
-        let fds = [
+        let mut fds = vec![
             (&control_guard, guard::CONTROL),
             (&prepared.opened.program, guard::PROGRAM),
             (&cwd, guard::CWD),
             (&out_job, guard::STDOUT),
             (&err_job, guard::STDERR),
-            (&OwnedFd::from(lock), guard::LOCK),
+            (&lock, guard::LOCK),
         ];
+        fds.extend(prepared.opened.interpreted.as_ref().map(|script| (script, guard::SCRIPT)));
         let mut wired = Vec::new();
         for (fd, number) in fds {
             wired.push((sys::dup_high(fd.as_fd()).map_err(failed(SpawnStep::Guard))?, number));
         }
         let guard = spawn_guard(wired).map_err(failed(SpawnStep::Guard))?;
-        let cgroup = Cgroup::make(&format!("{}{fence}", super::sweep::prefix(data)));
+        let mut cgroup = None;
+        if plan.has(layer::CGROUP | layer::MEMORY | layer::PIDS | layer::CPU) {
+            let name = format!("{}{fence}", super::sweep::prefix(data));
+            let freezer = ladder::needs_freezer(kernel.place.has_v2());
+            cgroup = Cgroup::make(&kernel.place, &name, &plan.limits, freezer)
+                .map_err(failed(SpawnStep::Cgroup))?;
+        }
+        plan.view.scratch = scratch.as_ref().map(|dir| dir.display().to_string());
+        plan.view.hidden = hidden(data);
+        let user = plan.identity.clone().filter(|_| plan.own_user);
+        let ladder = Ladder { cgroup: cgroup.clone(), user };
+        let redactors =
+            [(); 2].map(|()| Redactor::new(prepared.secrets.iter().map(|(_, value)| value.as_str())));
+        let layers = plan.layers;
+        let mut env = environment(&prepared.work, scratch.as_deref(), data);
+        env.extend(prepared.secrets.into_iter().map(|(name, value)| format!("{name}={value}")));
+        let mut argv = prepared.work.shell.argv;
+        if let (Some(_), Some(script)) = (&prepared.opened.interpreted, argv.get_mut(1)) {
+            // What was opened and checked, not what its name may lead to by now.
+            *script = "/proc/self/fd/5".to_owned();
+        }
         let spec = Spec {
-            cgroup: cgroup.as_ref().map(|c| c.dir().to_owned()),
-            env: environment(&prepared.work, scratch.as_deref(), data),
-            argv: prepared.work.shell.argv,
+            cgroup,
+            plan,
+            env,
+            argv,
             script: prepared.opened.script,
+            interprets: prepared.opened.interpreted.is_some(),
             timeout_ms: prepared.timeout_ms,
             grace_ms: prepared.grace_ms,
             lease_until,
@@ -118,10 +157,13 @@ impl Job {
             control,
             pipes: [Some(out), Some(err)],
             outputs: [HeadTail::new(prepared.output), HeadTail::new(prepared.output)],
+            redactors,
             overflowed: false,
             ended: None,
             scratch,
-            cgroup,
+            slot: prepared.slot,
+            layers,
+            ladder,
             lock: lock_path,
         })
     }
@@ -156,6 +198,10 @@ impl Job {
         })
     }
 
+    pub(super) fn slot(&self) -> usize {
+        self.slot
+    }
+
     pub(super) fn guard_pid(&self) -> i32 {
         self.guard.id() as i32
     }
@@ -165,14 +211,18 @@ impl Job {
         matches!(self.ended, Some(Ended { how: How::Lost { proven: false }, .. }))
     }
 
-    /// Kills what is left in the cgroup of a job whose guard died; `true` when nothing is.
-    pub(super) fn kill_cgroup(&self) -> bool {
-        let Some(cgroup) = self.cgroup.as_ref().filter(|_| self.has_orphans()) else { return true };
-        let empty = cgroup.kill();
-        if empty {
-            cgroup.remove();
+    /// Kills what is left of a job whose guard died; `true` when its cgroup has nothing any more.
+    pub(super) fn kill_rest(&self) -> bool {
+        let Some(ended) = self.ended.as_ref().filter(|_| self.has_orphans()) else { return true };
+        self.ladder.kill(clock::boot_ms() - ended.at, Vec::new);
+        match &self.ladder.cgroup {
+            Some(cgroup) if !cgroup.processes().is_empty() => false,
+            Some(cgroup) => {
+                cgroup.remove();
+                true
+            }
+            None => true,
         }
-        empty
     }
 
     /// The executor has no child left but guards: nothing of this job is there any more.
@@ -202,6 +252,9 @@ impl Job {
     }
 
     fn take(&mut self, stream: Stream, bytes: &[u8], tell: &dyn Fn(FromExec)) {
+        let redactor = &mut self.redactors[stream as usize];
+        let passed = if redactor.is_idle() { Cow::Borrowed(bytes) } else { Cow::Owned(redactor.push(bytes)) };
+        let bytes = passed.as_ref();
         let output = &mut self.outputs[stream as usize];
         let offset = output.total();
         let fits = output.push(bytes);
@@ -238,10 +291,11 @@ impl Job {
         true
     }
 
-    /// The report. Everything of the job is gone, or it says `Stuck`.
-    pub(super) fn finish(mut self, policy: [u8; 8]) -> FromExec {
+    /// The report. Everything of the job is gone, or it says `Stuck`; then its guard, if that is there, comes beside it.
+    pub(super) fn finish(mut self, policy: [u8; 8]) -> (FromExec, Option<Option<Child>>) {
         let outcome = self.outcome();
-        if outcome != Outcome::Stuck {
+        let is_stuck = outcome == Outcome::Stuck;
+        if !is_stuck {
             // A guard that has reported is about to exit; one that is stuck stays with its job.
             let _ = self.guard.wait();
             let _ = std::fs::remove_file(&self.lock);
@@ -253,6 +307,10 @@ impl Job {
             Some(Ended { how: How::Guard(end), .. }) => (**end).clone(),
             _ => guard::End::default(),
         };
+        for (output, redactor) in self.outputs.iter_mut().zip(&mut self.redactors) {
+            output.push(&redactor.finish());
+        }
+        let is_lost = matches!(&self.ended, Some(Ended { how: How::Lost { .. }, .. }));
         let [(out, out_kept), (err, err_kept)] = self.outputs.map(HeadTail::finish);
         let report = Report {
             outcome,
@@ -260,18 +318,21 @@ impl Job {
             rule: Some(self.rule),
             policy,
             timeout_ms: Some(self.timeout_ms),
-            sandbox: LAYERS | if self.cgroup.is_some() { layer::CGROUP } else { 0 },
+            sandbox: self.layers,
             usage: Usage {
                 duration_ms: end.duration_ms,
                 user_ms: end.user_ms,
                 system_ms: end.system_ms,
                 max_rss_kib: end.max_rss_kib,
                 leftovers: end.leftovers,
+                peak_memory_kib: end.peak_kib,
             },
             streams: [out, err],
             peaks: Default::default(),
         };
-        FromExec::Ended { fence: self.fence, report: Box::new(report), kept: [out_kept, err_kept] }
+        let ended =
+            FromExec::Ended { fence: self.fence, report: Box::new(report), kept: [out_kept, err_kept] };
+        (ended, is_stuck.then(|| (!is_lost).then_some(self.guard)))
     }
 
     /// The cause wins over the status: exit 0 on our SIGTERM is no success.
@@ -291,12 +352,17 @@ impl Job {
             Some(Cause::Overflow) => Outcome::OutputOverflow,
             Some(Cause::Asked(EndCause::Cancelled(by))) => Outcome::Cancelled { by },
             Some(Cause::Asked(EndCause::Interrupted(by))) => Outcome::Interrupted { by },
-            None => self.by_status(end.status),
+            None => self.by_status(end),
         }
     }
 
-    fn by_status(&self, status: Option<i32>) -> Outcome {
-        match status {
+    /// A status that is no success has its reason in the cgroup's counters, if one of them moved.
+    fn by_status(&self, end: &guard::End) -> Outcome {
+        let is_ok =
+            end.status.is_some_and(|status| libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0);
+        match end.status {
+            _ if end.oom_kills > 0 && !is_ok => Outcome::OomKilled,
+            _ if end.forks_refused > 0 && !is_ok => Outcome::LimitHit { which: Limit::Pids },
             Some(status) if libc::WIFEXITED(status) => match libc::WEXITSTATUS(status) {
                 0 => Outcome::Ok,
                 code => Outcome::Exit { code: code as u8 },
@@ -321,15 +387,26 @@ fn tell_guard(control: RawFd, message: &ToGuard) {
     }
 }
 
-/// A fresh directory that only we can enter.
-fn make_private(dir: &Path) -> std::io::Result<OwnedFd> {
+/// A fresh directory that only its owner can enter.
+fn make_private(dir: &Path, owner: Option<(u32, u32)>) -> std::io::Result<OwnedFd> {
     use std::os::unix::fs::DirBuilderExt;
     if let Some(parent) = dir.parent() {
         std::fs::create_dir_all(parent)?;
     }
     let _ = std::fs::remove_dir_all(dir);
     std::fs::DirBuilder::new().mode(0o700).create(dir)?;
+    if let Some((uid, gid)) = owner {
+        std::os::unix::fs::chown(dir, Some(uid), Some(gid))?;
+    }
     sys::open_path(&dir.to_string_lossy(), libc::O_PATH | libc::O_DIRECTORY)
+}
+
+/// Directories of the agent's own, which no job sees.
+fn hidden(data: &Path) -> Vec<String> {
+    let mut dirs =
+        vec![data.canonicalize().unwrap_or_else(|_| data.to_owned()), PathBuf::from("/etc/dunlin")];
+    dirs.extend(secret::directories());
+    dirs.iter().map(|dir| dir.display().to_string()).collect()
 }
 
 fn environment(work: &Work, scratch: Option<&Path>, data: &Path) -> Vec<String> {
@@ -353,6 +430,9 @@ fn spawn_guard(wired: Vec<(OwnedFd, RawFd)>) -> std::io::Result<Child> {
         .arg0(std::env::args_os().next().unwrap_or_else(|| "dunlin-agent".into()))
         .arg("guard")
         .env_clear();
+    if cfg!(feature = "fault") {
+        command.envs(std::env::var_os(fault::MASK).map(|mask| (fault::MASK, mask)));
+    }
     command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
     let numbers: Vec<(RawFd, RawFd)> = wired.iter().map(|(fd, number)| (fd.as_raw_fd(), *number)).collect();
     // SAFETY: between fork and exec only dup2 is called, which is safe there; the sources are above all targets.

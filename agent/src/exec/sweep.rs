@@ -1,6 +1,7 @@
 //! After a restart: nothing that an earlier agent started may still run when its end is reported.
 
-use super::cgroup::Cgroup;
+use super::cgroup::{Cgroup, Place};
+use super::ladder::Ladder;
 use super::sys;
 use crate::clock;
 use ring::digest::{SHA256, digest};
@@ -47,8 +48,17 @@ pub fn sweep(data: &Path) -> Result<usize, SweepError> {
         let _ = std::fs::remove_file(&path);
     }
     let mark = marker(data);
-    let cgroups = Cgroup::all(&prefix(data));
-    while kill_marked(&mark) > 0 || cgroups.iter().any(|c| !c.kill()) {
+    let cgroups = Cgroup::all(&Place::find(), &prefix(data));
+    let began = clock::boot_ms();
+    let mut kill = |cgroup: &Cgroup| {
+        let ladder = Ladder { cgroup: Some(cgroup.clone()), user: None };
+        let left = !cgroup.processes().is_empty();
+        if left {
+            ladder.kill(clock::boot_ms() - began, || cgroup.processes());
+        }
+        left
+    };
+    while kill_marked(&mark) > 0 || cgroups.iter().any(&mut kill) {
         if clock::boot_ms() >= deadline {
             return Err(SweepError(data.join("run")));
         }

@@ -130,6 +130,43 @@ pub(super) fn openat2(dir: RawFd, path: &str, flags: libc::c_int, resolve: u64) 
     owned(unsafe { libc::syscall(libc::SYS_openat2, dir, path.as_ptr(), &how, size) as libc::c_int })
 }
 
+/// Opens a directory below another, by way of no link: by [`openat2`], or component by component where that is missing.
+pub(super) fn open_beneath(dir: OwnedFd, way: &str) -> io::Result<OwnedFd> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY;
+    let resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS;
+    match openat2(dir.as_raw_fd(), way, flags, resolve) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {
+            way.split('/').try_fold(dir, |at, name| open_component(at.as_raw_fd(), name, flags))
+        }
+        done => done,
+    }
+}
+
+/// Runs `work` in a forked child, which does nothing else, and returns what it came to (its low seven bits).
+pub(super) fn in_child(work: impl FnOnce() -> u8) -> io::Result<u8> {
+    // SAFETY: the child only does system calls and allocations of its own; a caller with several threads keeps `work` to
+    // system calls, as another thread may have held the allocator's lock.
+    match unsafe { check(libc::fork())? } {
+        0 => {
+            let done = work();
+            // SAFETY: ends the child at once, without running anything of its parent's.
+            unsafe { libc::_exit(i32::from(done & 0x7f)) }
+        }
+        pid => {
+            let mut status = 0;
+            loop {
+                // SAFETY: `status` is valid for writes.
+                match check(unsafe { libc::waitpid(pid, &mut status, 0) }) {
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) => return Err(e),
+                    Ok(_) if libc::WIFEXITED(status) => return Ok(libc::WEXITSTATUS(status) as u8),
+                    Ok(_) => return Err(io::Error::from_raw_os_error(libc::ECHILD)),
+                }
+            }
+        }
+    }
+}
+
 /// What a descriptor is.
 pub(super) fn fstat(fd: RawFd) -> io::Result<libc::stat> {
     // SAFETY: all-zero is a valid `stat`, and the kernel fills it.
@@ -156,6 +193,12 @@ pub(super) fn become_subreaper() -> io::Result<()> {
 pub(super) fn reap(pid: i32) {
     // SAFETY: no status is asked for.
     unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) };
+}
+
+/// Collects a child that is about to end.
+pub(super) fn reap_now(pid: i32) {
+    // SAFETY: no status is asked for.
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
 }
 
 /// Bytes free for us on the file system of `path`.

@@ -226,7 +226,6 @@ fn attempt(attempt: &Attempt) -> Value {
 fn outcome(report: &Report) -> Value {
     let stream =
         |i: usize| json!({"bytes": report.streams[i].end, "truncatedBytes": report.streams[i].truncated});
-    let layers = layer::ALL.iter().filter(|(bit, _)| report.sandbox & bit != 0).map(|(_, word)| *word);
     json!({
         "code": report.outcome.code(),
         "detail": report.outcome.detail(),
@@ -236,14 +235,15 @@ fn outcome(report: &Report) -> Value {
         "rule": report.rule,
         "policy": data_encoding::HEXLOWER.encode(&report.policy),
         "timeoutMs": report.timeout_ms,
-        "sandbox": layers.collect::<Vec<_>>(),
+        "sandbox": layer::words(report.sandbox).collect::<Vec<_>>(),
         "durationMs": report.usage.duration_ms,
         "userMs": report.usage.user_ms,
         "systemMs": report.usage.system_ms,
         "maxRssKib": report.usage.max_rss_kib,
+        "peakMemoryKib": report.usage.peak_memory_kib,
         "leftoverKilled": report.usage.leftovers,
         "peakGpuPermille": report.peaks.gpu_permille,
-        "peakMemoryUsedMib": report.peaks.memory_used_mib,
+        "peakBoardMemoryMib": report.peaks.memory_used_mib,
         "peakGpuMemoryMib": report.peaks.gpu_memory_mib,
         "energyMwh": report.peaks.energy_mwh,
         "stdout": stream(0),

@@ -113,7 +113,7 @@ pub(super) fn task(task: &Value, json: bool) {
 fn peaks(outcome: &Value) -> String {
     let shown = [
         ("peakGpuPermille", "GPU up to", 10.0, "%"),
-        ("peakMemoryUsedMib", "memory in use up to", 1.0, "MiB"),
+        ("peakBoardMemoryMib", "memory of the board in use up to", 1.0, "MiB"),
         ("peakGpuMemoryMib", "its own GPU memory up to", 1.0, "MiB"),
         ("energyMwh", "the board drew", 1000.0, "Wh"),
     ];

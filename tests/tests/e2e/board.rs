@@ -4,6 +4,9 @@ use super::{fleet, runs, sh};
 use dunlin_tests::{Fleet, until};
 use serde_json::json;
 
+/// Without a user of its own and without Landlock, a job may kill its guard.
+const UNSCOPED: &[(&str, &str)] = &[("DUNLIN_MASK", "layer:landlock")];
+
 #[test]
 fn a_job_that_ignores_term_dies_with_its_grandchild() {
     let (_dir, fleet) = fleet();
@@ -41,7 +44,8 @@ fn what_a_job_leaves_behind_is_killed_and_counted() {
 fn a_job_that_kills_its_guard_dies_with_everything_it_started() {
     let (_dir, fleet) = fleet();
     let _hub = fleet.start_hub().unwrap();
-    let _a = fleet.add_agent("a", &["--max-concurrent", "2"]).unwrap();
+    fleet.enrol("a", &["--max-concurrent", "2"]).unwrap();
+    let _a = fleet.start_agent_with("a", UNSCOPED).unwrap();
     let other = sh(&fleet, "sleep 3; echo untouched", json!({"maxAttempts": 1}));
     fleet.wait_state(&other, &["running"]);
     // An orphan with another session, no environment, and the guard gone.
@@ -58,7 +62,8 @@ fn a_job_that_kills_its_guard_dies_with_everything_it_started() {
 fn an_orphan_of_agent_and_guard_is_killed_by_the_next_start() {
     let (_dir, fleet) = fleet();
     let _hub = fleet.start_hub().unwrap();
-    let mut a = fleet.add_agent("a", &[]).unwrap();
+    fleet.enrol("a", &[]).unwrap();
+    let mut a = fleet.start_agent_with("a", UNSCOPED).unwrap();
     let probe = fleet.submit(&["/usr/bin/uname", "-a"], json!({})).unwrap();
     let layers = fleet.wait_ended(&probe)["attempts"][0]["outcome"]["sandbox"].clone();
     if !layers.as_array().unwrap().contains(&json!("cgroup")) {

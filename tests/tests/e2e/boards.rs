@@ -185,7 +185,7 @@ fn a_result_says_what_the_board_was_like_meanwhile() {
     let outcome = &task["attempts"][0]["outcome"];
     assert_eq!(outcome["code"], "ok", "{task:#}");
     assert_eq!(outcome["peakGpuPermille"], 630);
-    assert_eq!(outcome["peakMemoryUsedMib"].as_f64(), Some(used));
+    assert_eq!(outcome["peakBoardMemoryMib"].as_f64(), Some(used));
     assert_eq!(outcome["peakGpuMemoryMib"], Value::Null, "it has none of its own");
     let wanted = watts * outcome["durationMs"].as_f64().unwrap() / 3600.0;
     let energy = outcome["energyMwh"].as_f64().unwrap();
@@ -193,7 +193,7 @@ fn a_result_says_what_the_board_was_like_meanwhile() {
     let id = task["taskId"].as_str().unwrap();
     let shown = fleet.command("dunlin").args(["task", "show", id]).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
-    assert!(shown.contains("attempt 1: GPU up to 63 %, memory in use up to "), "{shown}");
+    assert!(shown.contains("attempt 1: GPU up to 63 %, memory of the board in use up to "), "{shown}");
     // A job that no reading fell into, or a board without rails, has no such figure.
     let (_plain, _root) = start(&fleet, "plain", "container-nosysfs");
     until_reported(&fleet, "plain");

@@ -1,5 +1,6 @@
 //! From the file as written to a policy that is in order, or to what is wrong with it.
 
+use super::confine;
 use super::names::{is_forbidden_variable, is_launcher};
 use super::raw::{RawMatcher, RawPolicy, RawRule};
 use super::{Ceilings, Matcher, OnOutputLimit, PathKind, Policy, Root, Rule, Signing, TIMEOUT_MS};
@@ -44,7 +45,7 @@ pub(super) fn compile(files: &[(String, String)]) -> Result<Policy, PolicyError>
         roots: BTreeMap::new(),
         rules: Vec::new(),
         shell: false,
-        unenforced: vec![],
+        slots: vec![],
     };
     let mut signing = Signing::Privileged;
     let mut raw_rules = Vec::new();
@@ -65,7 +66,7 @@ pub(super) fn compile(files: &[(String, String)]) -> Result<Policy, PolicyError>
             policy.ceilings = ceilings(&raw, &source)?;
             signing = signing_of(&raw, &source)?;
             policy.shell = raw.shell.enabled;
-            policy.unenforced = unenforced(&raw);
+            policy.slots = slots(&raw, &source)?;
         }
         for (name, root) in &raw.root {
             let path = root.path.trim_end_matches('/').to_owned();
@@ -112,7 +113,18 @@ fn ceilings(raw: &RawPolicy, source: &Source<'_>) -> Result<Ceilings, PolicyErro
     if jobs == 0 || jobs > limits::CONCURRENT_MAX {
         return Err(source.error("jobs", format!("ceilings.jobs must be 1 to {}", limits::CONCURRENT_MAX)));
     }
+    let memory = match &raw.ceilings.memory {
+        None => None,
+        Some(text) => Some(units::bytes(text).filter(|n| *n >= confine::MEMORY_MIN).ok_or_else(|| {
+            source.error("memory", format!("ceilings.memory must be like \"2GiB\", not \"{text}\""))
+        })?),
+    };
+    if raw.ceilings.pids == Some(0) {
+        return Err(source.error("pids", "ceilings.pids must be at least 1".into()));
+    }
     Ok(Ceilings {
+        memory,
+        pids: raw.ceilings.pids.map(u64::from),
         timeout_ms: ms("timeout", &raw.ceilings.timeout, default.timeout_ms)?,
         grace_ms: ms("grace", &raw.ceilings.grace, default.grace_ms)?,
         output,
@@ -120,14 +132,19 @@ fn ceilings(raw: &RawPolicy, source: &Source<'_>) -> Result<Ceilings, PolicyErro
     })
 }
 
-/// What the file says about the whole board and this version does not enforce.
-fn unenforced(raw: &RawPolicy) -> Vec<String> {
-    let said = [
-        ("ceilings.memory", raw.ceilings.memory.is_some()),
-        ("ceilings.pids", raw.ceilings.pids.is_some()),
-        ("slots.users", !raw.slots.users.is_empty()),
-    ];
-    said.iter().filter(|(_, said)| *said).map(|(name, _)| (*name).to_owned()).collect()
+fn slots(raw: &RawPolicy, source: &Source<'_>) -> Result<Vec<String>, PolicyError> {
+    let users = &raw.slots.users;
+    let again = users.iter().enumerate().find(|(at, user)| users[..*at].contains(user));
+    let bad = again
+        .map(|(_, user)| user)
+        .or_else(|| users.iter().find(|u| matches!(u.as_str(), "" | "0" | "root")));
+    match bad {
+        Some(user) => Err(source.error(
+            "users",
+            format!("slots.users: `{user}`: each slot needs a user of its own, and none may be root"),
+        )),
+        None => Ok(users.clone()),
+    }
 }
 
 fn signing_of(raw: &RawPolicy, source: &Source<'_>) -> Result<Signing, PolicyError> {
@@ -195,17 +212,43 @@ fn rule(raw: RawRule, policy: &Policy, signing: Signing, source: &Source<'_>) ->
         None => None,
         Some(text) => Some(units::bytes(text).ok_or_else(|| err("limits.file_size must be like \"2GiB\""))?),
     };
+    if let Some(script) = raw.script.as_ref().filter(|s| !s.starts_with('/')) {
+        return Err(err(&format!("script `{script}` must be an absolute path")));
+    }
+    let secret_env = raw.secret_env.iter().map(|(variable, from)| {
+        let name = from.strip_prefix("credential:").filter(|name| is_credential(name));
+        let name =
+            name.ok_or_else(|| err(&format!("secret_env.{variable} must be like \"credential:NAME\"")))?;
+        match raw.env.contains_key(variable) {
+            true => Err(err(&format!("`{variable}` is in env and in secret_env"))),
+            false => Ok((variable.clone(), name.to_owned())),
+        }
+    });
+    let secret_env = secret_env.collect::<Result<_, _>>()?;
     let unmet = unmet(&raw, policy, signing).map_err(|m| err(&m))?;
+    let mut confinement = confine::compile(&raw, policy).map_err(|m| err(&m))?;
     let matcher = |raw| matcher(raw, policy).map_err(|m| err(&m));
+    let args = raw.script.clone().map(|script| Ok(Matcher::Literal(script))).into_iter();
+    let args = args.chain(raw.args.into_iter().map(matcher)).collect::<Result<Vec<_>, _>>()?;
+    let rest = raw.rest.map(|r| Ok((matcher(r.each)?, r.min, r.max))).transpose()?;
+    let named = args.iter().chain(rest.iter().map(|(m, _, _)| m)).filter_map(|m| match m {
+        Matcher::Path(root, _) => Some(root),
+        _ => None,
+    });
+    let named = named.chain(&raw.cwd).filter_map(|name| policy.roots.get(name));
+    confinement.roots = named.map(|root| root.path.clone()).collect();
     // A rule that names its timeout and no more means just that.
     let ceiling = timeout_ms_max.or(timeout_ms).unwrap_or(policy.ceilings.timeout_ms);
     Ok(Rule {
         program,
         sha256,
-        args: raw.args.into_iter().map(matcher).collect::<Result<_, _>>()?,
-        rest: raw.rest.map(|r| Ok((matcher(r.each)?, r.min, r.max))).transpose()?,
+        script: raw.script,
+        args,
+        rest,
         cwd: raw.cwd,
         env: raw.env.into_iter().map(|(k, m)| Ok((k, matcher(m)?))).collect::<Result<_, _>>()?,
+        secret_env,
+        confinement,
         unmet,
         file_size,
         nofile: raw.limits.nofile,
@@ -219,23 +262,17 @@ fn rule(raw: RawRule, policy: &Policy, signing: Signing, source: &Source<'_>) ->
     })
 }
 
-/// What the rule asks for and this version does not have. It is denied, never run with less than the file says; only
-/// `sandbox = "best-effort"` takes what there is.
+/// Whether a credential can have this name: a file's, without a way to other directories.
+fn is_credential(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    (1..=64).contains(&name.len()) && !name.starts_with('.') && name.chars().all(plain)
+}
+
+/// What the rule asks for and this version does not have, on any board. It is denied, never run with less than the file
+/// says.
 fn unmet(raw: &RawRule, policy: &Policy, signing: Signing) -> Result<Option<Denial>, String> {
-    let best_effort = match raw.sandbox.as_deref() {
-        None => false,
-        Some("best-effort") => true,
-        Some("require") => return Ok(Some(Denial::SandboxUnavailable)),
-        Some(_) => return Err("sandbox must be require or best-effort".into()),
-    };
     if raw.shell && !policy.shell {
         return Err("shell = true needs [shell] enabled = true".into());
-    }
-    if let Some(name) = raw.write.iter().filter_map(|w| w.strip_prefix("root:")).find(|w| {
-        let root = w.split('/').next().unwrap_or(w);
-        !policy.roots.contains_key(root)
-    }) {
-        return Err(format!("write names `{name}`, whose root is not defined"));
     }
     let root = raw.user.as_deref() == Some("root");
     let privileged = root || raw.launcher || raw.shell || raw.detach;
@@ -245,20 +282,7 @@ fn unmet(raw: &RawRule, policy: &Policy, signing: Signing) -> Result<Option<Deni
     if raw.shell {
         return Ok(Some(Denial::ShellUnsigned));
     }
-    if raw.user.as_deref().is_some_and(|u| u != "root") || !raw.groups.is_empty() {
-        return Ok(Some(Denial::User));
-    }
-    if raw.detach || raw.script.is_some() || !raw.secret_env.is_empty() {
-        return Ok(Some(Denial::CapabilityMissing));
-    }
-    let limits = &raw.limits;
-    let layers = raw.network == Some(false)
-        || !raw.write.is_empty()
-        || !raw.devices.is_empty()
-        || limits.memory.is_some()
-        || limits.pids.is_some()
-        || limits.cpu.is_some();
-    Ok((layers && !best_effort).then_some(Denial::SandboxUnavailable))
+    Ok(raw.detach.then_some(Denial::CapabilityMissing))
 }
 
 fn matcher(raw: RawMatcher, policy: &Policy) -> Result<Matcher, String> {
@@ -291,8 +315,12 @@ fn matcher(raw: RawMatcher, policy: &Policy) -> Result<Matcher, String> {
 
 /// What is legal and still looks like a mistake.
 pub fn lint(policy: &Policy) -> Vec<String> {
-    let not = |name: &String| format!("`{name}` is not enforced by this version");
-    let mut found: Vec<String> = policy.unenforced.iter().map(not).collect();
+    let mut found = Vec::new();
+    if !policy.slots.is_empty() && policy.slots.len() < policy.ceilings.jobs as usize {
+        let (users, jobs) = (policy.slots.len(), policy.ceilings.jobs);
+        found
+            .push(format!("slots.users has {users} users: so many jobs at once, not ceilings.jobs = {jobs}"));
+    }
     for rule in &policy.rules {
         let matchers = rule.args.iter().chain(rule.rest.iter().map(|(m, _, _)| m)).chain(rule.env.values());
         for m in matchers {
@@ -302,7 +330,7 @@ pub fn lint(policy: &Policy) -> Vec<String> {
                 found.push(format!("rule `{}`: `.*` takes anything, slashes and blanks too", rule.id));
             }
         }
-        if is_launcher(&rule.program) {
+        if is_launcher(&rule.program) && rule.script.is_none() {
             found.push(format!("rule `{}`: {} runs other programs", rule.id, rule.program));
         }
         if let Some(reason) = rule.unmet {

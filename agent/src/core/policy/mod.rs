@@ -4,6 +4,7 @@
 //! what the policy wants them to be is looked at by `exec::prepare`, on the opened things.
 
 mod compile;
+mod confine;
 mod decide;
 mod names;
 mod raw;
@@ -34,11 +35,15 @@ pub struct Ceilings {
     pub output: u64,
     /// Jobs at once.
     pub jobs: u32,
+    /// Memory of one job, in bytes.
+    pub memory: Option<u64>,
+    /// Processes of one job.
+    pub pids: Option<u64>,
 }
 
 impl Default for Ceilings {
     fn default() -> Self {
-        Self { timeout_ms: 120_000, grace_ms: 5_000, output: 8 << 20, jobs: 2 }
+        Self { timeout_ms: 120_000, grace_ms: 5_000, output: 8 << 20, jobs: 2, memory: None, pids: None }
     }
 }
 
@@ -97,6 +102,55 @@ pub enum OnOutputLimit {
     Kill,
 }
 
+/// What happens when a protection cannot be had on this board.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strictness {
+    /// What the rule asks for by name must be there; of the rest, what there is.
+    Asked,
+    /// All of it must be there.
+    Require,
+    /// What there is.
+    BestEffort,
+}
+
+/// Whom a job runs as. Never degraded: a user that is not to be had is a denial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum User {
+    /// The rule does not say: the slot's, where the policy has slots, else the executor's own.
+    Unsaid,
+    /// The slot's.
+    Slot,
+    /// Root.
+    Root,
+    /// This one, by name or number.
+    Named(String),
+}
+
+/// How a rule's jobs are shut in.
+#[derive(Debug, Clone)]
+pub struct Confinement {
+    /// What must be there.
+    pub strictness: Strictness,
+    /// Whom it runs as.
+    pub user: User,
+    /// Supplementary groups, by name or number.
+    pub groups: Vec<String>,
+    /// Whether it sees the board's network; else an empty one.
+    pub network: bool,
+    /// Directories it may write to: a root's path, and the way down from it (empty for the root itself).
+    pub write: Vec<(String, String)>,
+    /// Every root that the rule names.
+    pub roots: Vec<String>,
+    /// Devices beside the harmless ones: absolute paths below /dev, `*` in the last component.
+    pub devices: Vec<String>,
+    /// Memory and swap together, in bytes.
+    pub memory: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// Per cent of one CPU.
+    pub cpu: Option<u32>,
+}
+
 /// One rule.
 #[derive(Debug, Clone)]
 pub struct Rule {
@@ -104,7 +158,9 @@ pub struct Rule {
     pub id: String,
     /// The program's absolute path, which argv[0] must equal byte for byte.
     pub program: String,
-    /// SHA-256 digests the program may have; empty: any.
+    /// The script that the program interprets: its absolute path, which argv[1] must equal byte for byte.
+    pub script: Option<String>,
+    /// SHA-256 digests the program (and the script) may have; empty: any.
     pub sha256: Vec<[u8; 32]>,
     /// The arguments, in order.
     pub args: Vec<Matcher>,
@@ -114,6 +170,10 @@ pub struct Rule {
     pub cwd: Vec<String>,
     /// Variables a task may set.
     pub env: BTreeMap<String, Matcher>,
+    /// Variables the board sets, by the name of the credential that holds the value.
+    pub secret_env: BTreeMap<String, String>,
+    /// How its jobs are shut in.
+    pub confinement: Confinement,
     /// Why this version cannot run it, although the policy is in order.
     pub unmet: Option<Denial>,
     /// Largest file it may write, in bytes.
@@ -145,8 +205,8 @@ pub struct Policy {
     pub rules: Vec<Rule>,
     /// Whether free shell lines are on.
     pub shell: bool,
-    /// Settings for the whole board that this version does not enforce.
-    pub unenforced: Vec<String>,
+    /// A user for each job at once, by name or number; empty: jobs run as the executor does.
+    pub slots: Vec<String>,
 }
 
 impl Policy {

@@ -7,13 +7,14 @@
 mod child;
 
 use super::cgroup::Cgroup;
+use super::ladder::Ladder;
+use super::sandbox::Plan;
 use super::sys;
 use crate::clock::{self, BootMs};
 use crate::exec::message::EndCause;
 use dunlin_wire::job::{Interruption, SpawnStep};
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
-use std::path::PathBuf;
 
 /// The control socket's descriptor in the guard.
 pub(super) const CONTROL: RawFd = 3;
@@ -27,6 +28,8 @@ pub(super) const STDOUT: RawFd = 6;
 pub(super) const STDERR: RawFd = 7;
 /// The lock on `run/<fence>`.
 pub(super) const LOCK: RawFd = 8;
+/// What the program interprets, where its rule says so.
+pub(super) const SCRIPT: RawFd = 9;
 
 /// Largest control message, in bytes: argv and env of a job are bounded below this.
 pub(super) const MESSAGE_MAX: usize = 192 * 1024;
@@ -51,13 +54,17 @@ pub(super) enum ToGuard {
 pub(super) struct Spec {
     pub argv: Vec<String>,
     pub env: Vec<String>,
+    /// The program names its interpreter itself, by `#!`.
     pub script: bool,
+    /// The program is given a script in [`SCRIPT`].
+    pub interprets: bool,
     pub timeout_ms: u64,
     pub grace_ms: u64,
     pub lease_until: BootMs,
     pub file_size: Option<u64>,
     pub nofile: Option<u64>,
-    pub cgroup: Option<PathBuf>,
+    pub cgroup: Option<Cgroup>,
+    pub plan: Plan,
 }
 
 /// Why a job is ended by us.
@@ -94,6 +101,9 @@ pub(super) struct End {
     pub user_ms: u64,
     pub system_ms: u64,
     pub max_rss_kib: u64,
+    pub oom_kills: u64,
+    pub forks_refused: u64,
+    pub peak_kib: Option<u64>,
 }
 
 /// The whole life of a guard process; its exit code.
@@ -112,6 +122,7 @@ struct Guard {
     lead: i32,
     me: i32,
     spec: Spec,
+    ladder: Ladder,
     signals: RawFd,
     timer: RawFd,
     began: BootMs,
@@ -133,6 +144,8 @@ impl Guard {
         // SAFETY: none of these calls takes memory from us beyond live locals; this process has one thread.
         let (signals, timer, me) = unsafe {
             sys::become_subreaper()?;
+            // A job of the same user must not look into us: what we hold, it may not.
+            libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
             libc::setsid();
             let mut set: libc::sigset_t = std::mem::zeroed();
             libc::sigfillset(&mut set);
@@ -148,18 +161,24 @@ impl Guard {
             Ok(lead) => lead,
             Err((step, errno)) => {
                 say(&FromGuard::SpawnFailed { step, errno });
+                if let Some(cgroup) = &spec.cgroup {
+                    cgroup.remove();
+                }
                 return Ok(None);
             }
         };
-        for fd in [PROGRAM, CWD, STDOUT, STDERR] {
+        let script = spec.interprets.then_some(SCRIPT);
+        for fd in [PROGRAM, CWD, STDOUT, STDERR].into_iter().chain(script) {
             // SAFETY: these are ours, and nothing else in this process uses them.
             unsafe { libc::close(fd) };
         }
         say(&FromGuard::Started);
         let began = clock::boot_ms();
+        let user = spec.plan.identity.clone().filter(|_| spec.plan.own_user);
         Ok(Some(Self {
             lead,
             me,
+            ladder: Ladder { cgroup: spec.cgroup.clone(), user },
             spec: *spec,
             signals,
             timer,
@@ -181,7 +200,7 @@ impl Guard {
             let empty = self.reap();
             if empty {
                 self.report(false, now);
-                if let Some(cgroup) = self.cgroup() {
+                if let Some(cgroup) = &self.spec.cgroup {
                     cgroup.remove();
                 }
                 return 0;
@@ -241,18 +260,11 @@ impl Guard {
         if over || self.kill_at.is_some_and(|at| at <= now) {
             self.end.killed |= !self.lead_gone;
             let since = *self.killing_since.get_or_insert(now);
-            if let Some(cgroup) = self.cgroup() {
-                cgroup.kill();
-            }
-            sys::descendants(self.me).into_iter().for_each(|pid| sys::kill(pid, libc::SIGKILL));
+            self.ladder.kill(now - since, || sys::descendants(self.me));
             if now >= since + KILL_MS && !self.reported {
                 self.report(true, now);
             }
         }
-    }
-
-    fn cgroup(&self) -> Option<Cgroup> {
-        self.spec.cgroup.as_deref().map(Cgroup::at)
     }
 
     fn ask(&mut self, cause: Cause, now: BootMs) {
@@ -330,6 +342,10 @@ impl Guard {
         end.user_ms = ms(usage.ru_utime);
         end.system_ms = ms(usage.ru_stime);
         end.max_rss_kib = usage.ru_maxrss as u64;
+        let counters = self.spec.cgroup.as_ref().map(Cgroup::counters).unwrap_or_default();
+        end.oom_kills = counters.oom_kills;
+        end.forks_refused = counters.forks_refused;
+        end.peak_kib = counters.peak_kib;
         say(&FromGuard::Ended(Box::new(end)));
     }
 }

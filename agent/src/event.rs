@@ -33,6 +33,10 @@ pub enum Event {
     Disconnected,
     /// The hub says.
     FromHub(ToAgent),
+    /// The policy's file may be another.
+    ReloadPolicy,
+    /// The executor is no more, and every job with it. The loop ends by it; the next start reports them.
+    ExecutorGone,
     /// The executor says.
     FromExec(FromExec),
     /// The board was looked at.

@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         ["claim", n] if n.parse::<usize>().is_ok() => claim::run(n.parse().unwrap_or(1000)),
         // The executor starts this program again, as a job's guard.
         ["guard"] => return ExitCode::from(dunlin_agent::exec::guard::main()),
+        ["executor", ..] => return dunlin_agent::commands::executor::of_parent(std::env::args_os().skip(2)),
         ["exec"] => exec::run(200),
         ["exec", n] if n.parse::<usize>().is_ok() => exec::run(n.parse().unwrap_or(200)),
         ["stamp", path] => link::stamp(path),

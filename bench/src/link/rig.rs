@@ -178,7 +178,8 @@ impl Rig {
 
     /// Starts the real agent, and does not wait. When it was started.
     pub(super) fn start_agent(&mut self) -> Result<u64> {
-        let args = ["run", "--data", "board", "--config", "agent.toml", "--policy", "policy.toml"];
+        let args =
+            ["run", "--with-exec", "--data", "board", "--config", "agent.toml", "--policy", "policy.toml"];
         let (proc, began) = self.spawn(&self.wan.board, "dunlin-agent", &args)?;
         self.agent = Some(proc);
         Ok(began)

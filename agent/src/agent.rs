@@ -53,7 +53,7 @@ pub fn run(config: &Config) -> Result<()> {
         let (local, posture) = (uplink.is_local(), POSTURE);
         tracing::info!(hub = %uplink.addr, label = uplink.label(), local, posture, "uplink");
     }
-    let (events, inbox) = mpsc::channel(EVENTS_MAX);
+    let (events, mut inbox) = mpsc::channel(EVENTS_MAX);
     let (commands, to_link) = mpsc::channel(EVENTS_MAX);
     let from_exec = events.clone();
     let exec = ExecConfig { policy: config.policy.clone(), data: config.data.clone() };
@@ -61,6 +61,8 @@ pub fn run(config: &Config) -> Result<()> {
         exec,
         Box::new(move |message| drop(from_exec.blocking_send(Event::FromExec(message)))),
     )?;
+    // The policy and what jobs can be shut in with: the first Hello says it.
+    let policy = inbox.blocking_recv().context("the executor is gone")?;
     let state = LinkState { connected: false, hub: String::new(), last: None, failures: 0 };
     let (state, link_state) = watch::channel(state);
     let bytes = Arc::new(AtomicU64::new(0));
@@ -90,7 +92,8 @@ pub fn run(config: &Config) -> Result<()> {
     }
     drop(events);
     let mut out = Vec::new();
-    let core = Core::new(setup, loaded, &mut out);
+    let mut core = Core::new(setup, loaded, &mut out);
+    core.handle(policy, clock::boot_ms(), &mut out);
     let agent = Agent {
         core,
         store,

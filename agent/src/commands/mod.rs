@@ -6,8 +6,8 @@ mod join;
 pub mod policy;
 mod telemetry;
 
+use crate::agent;
 use crate::config::{Config, Overrides};
-use crate::{agent, exec};
 use lexopt::{Arg, Parser, ValueExt};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -58,10 +58,6 @@ struct Args {
 
 /// Runs `dunlin-agent` with the process's arguments.
 pub fn main() -> ExitCode {
-    let mut raw = std::env::args_os().skip(1);
-    if raw.next().is_some_and(|word| word == "guard") {
-        return ExitCode::from(exec::guard::main());
-    }
     let args = match parse() {
         Ok(args) => args,
         Err(error) => {

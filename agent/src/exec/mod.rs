@@ -4,7 +4,7 @@
 //! network and the journal.
 
 mod cgroup;
-pub mod guard;
+mod guard;
 mod kernel;
 mod ladder;
 pub mod message;
@@ -126,7 +126,7 @@ impl Machine {
         loop {
             let mut fds = vec![sys::input(woken.as_raw_fd())];
             self.jobs.values().for_each(|job| job.watch(&mut fds));
-            let waits = self.jobs.values().any(Job::is_waiting);
+            let waits = !self.slots.have_seen_off() || self.jobs.values().any(Job::is_waiting);
             if let Err(error) = sys::poll(&mut fds, if waits { TICK_MS } else { -1 }) {
                 return tracing::error!(%error, "the executor cannot poll");
             }
@@ -151,10 +151,12 @@ impl Machine {
             for fence in ended {
                 if let Some(job) = self.jobs.remove(&fence) {
                     let slot = job.slot();
-                    let (ended, stuck) = job.finish(self.digest);
-                    match stuck {
-                        Some(guard) => self.slots.quarantine(slot, guard),
-                        None => self.slots.free(slot),
+                    let (ended, guard, is_stuck) = job.finish(self.digest);
+                    if is_stuck {
+                        self.slots.quarantine(slot, guard);
+                    } else {
+                        self.slots.free(slot);
+                        self.slots.see_off(guard);
                     }
                     (self.tell)(ended);
                 }
@@ -171,7 +173,7 @@ impl Machine {
         if !self.jobs.values().any(Job::has_orphans) {
             return;
         }
-        let guards: Vec<i32> = self.jobs.values().map(Job::guard_pid).collect();
+        let guards: Vec<i32> = self.jobs.values().map(Job::guard_pid).chain(self.slots.guards()).collect();
         let orphans = sys::descendants_but(std::process::id() as i32, &guards);
         for pid in &orphans {
             sys::kill(*pid, libc::SIGKILL);

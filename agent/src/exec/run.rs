@@ -9,14 +9,11 @@ use super::output::HeadTail;
 use super::secret::{self, Redactor};
 use super::{Prepared, sys};
 use crate::clock::{self, BootMs};
-use crate::fault;
 use dunlin_wire::job::{Limit, Outcome, Report, SpawnStep, Stream, TimeoutPhase, Usage, layer};
 use dunlin_wire::{Fence, limits};
 use std::borrow::Cow;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 
 /// How long output is drained after the job's end, in milliseconds: a descriptor may have leaked to who knows whom.
 const DRAIN_MS: u64 = 500;
@@ -31,7 +28,7 @@ pub(super) struct Job {
     timeout_ms: u64,
     kill_on_overflow: bool,
     limited_file_size: bool,
-    guard: Child,
+    guard: guard::Process,
     control: OwnedFd,
     pipes: [Option<OwnedFd>; 2],
     outputs: [HeadTail; 2],
@@ -110,7 +107,7 @@ impl Job {
         for (fd, number) in fds {
             wired.push((sys::dup_high(fd.as_fd()).map_err(failed(SpawnStep::Guard))?, number));
         }
-        let guard = spawn_guard(wired).map_err(failed(SpawnStep::Guard))?;
+        let guard = guard::Process::start(wired).map_err(failed(SpawnStep::Guard))?;
         let mut cgroup = None;
         if plan.has(layer::CGROUP | layer::MEMORY | layer::PIDS | layer::CPU) {
             let name = format!("{}{fence}", super::sweep::prefix(data));
@@ -203,7 +200,7 @@ impl Job {
     }
 
     pub(super) fn guard_pid(&self) -> i32 {
-        self.guard.id() as i32
+        self.guard.pid()
     }
 
     /// Whether its guard died before the job, and nothing proves yet that the job is gone.
@@ -291,13 +288,11 @@ impl Job {
         true
     }
 
-    /// The report. Everything of the job is gone, or it says `Stuck`; then its guard, if that is there, comes beside it.
-    pub(super) fn finish(mut self, policy: [u8; 8]) -> (FromExec, Option<Option<Child>>) {
+    /// The report. Everything of the job is gone, or it says `Stuck`; then its guard, which comes beside it, stays.
+    pub(super) fn finish(mut self, policy: [u8; 8]) -> (FromExec, guard::Process, bool) {
         let outcome = self.outcome();
         let is_stuck = outcome == Outcome::Stuck;
         if !is_stuck {
-            // A guard that has reported is about to exit; one that is stuck stays with its job.
-            let _ = self.guard.wait();
             let _ = std::fs::remove_file(&self.lock);
             if let Some(dir) = &self.scratch {
                 let _ = std::fs::remove_dir_all(dir);
@@ -310,7 +305,6 @@ impl Job {
         for (output, redactor) in self.outputs.iter_mut().zip(&mut self.redactors) {
             output.push(&redactor.finish());
         }
-        let is_lost = matches!(&self.ended, Some(Ended { how: How::Lost { .. }, .. }));
         let [(out, out_kept), (err, err_kept)] = self.outputs.map(HeadTail::finish);
         let report = Report {
             outcome,
@@ -331,7 +325,7 @@ impl Job {
         };
         let ended =
             FromExec::Ended { fence: self.fence, report: Box::new(report), kept: [out_kept, err_kept] };
-        (ended, is_stuck.then(|| (!is_lost).then_some(self.guard)))
+        (ended, self.guard, is_stuck)
     }
 
     /// The cause wins over the status: exit 0 on our SIGTERM is no success.
@@ -420,27 +414,4 @@ fn environment(work: &Work, scratch: Option<&Path>, data: &Path) -> Vec<String> 
     ];
     env.extend(work.shell.env.iter().map(|(name, value)| format!("{name}={value}")));
     env
-}
-
-/// Our own program again, as a guard, with exactly these descriptors.
-fn spawn_guard(wired: Vec<(OwnedFd, RawFd)>) -> std::io::Result<Child> {
-    let mut command = Command::new("/proc/self/exe");
-    command
-        .arg0(std::env::args_os().next().unwrap_or_else(|| "dunlin-agent".into()))
-        .arg("guard")
-        .env_clear();
-    if cfg!(feature = "fault") {
-        command.envs(std::env::var_os(fault::MASK).map(|mask| (fault::MASK, mask)));
-    }
-    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
-    let numbers: Vec<(RawFd, RawFd)> = wired.iter().map(|(fd, number)| (fd.as_raw_fd(), *number)).collect();
-    // SAFETY: between fork and exec only dup2 is called, which is safe there; the sources are above all targets.
-    unsafe {
-        command.pre_exec(move || {
-            numbers.iter().try_for_each(|(from, to)| sys::check(libc::dup2(*from, *to)).map(drop))
-        });
-    }
-    let child = command.spawn();
-    drop(wired);
-    child
 }

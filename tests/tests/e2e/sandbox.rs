@@ -200,6 +200,11 @@ fn check_confined(parent: &str, mask: &str) {
     let rules = format!("{SH}write = [\"root:work\"]\nsandbox = \"require\"\nnetwork = false\n");
     let board = Board::new_in(Path::new(parent), &users, &rules, &[("DUNLIN_MASK", mask)]);
     board.fleet.wait_health("a", "healthy");
+    let said = board.fleet.node("a")["capabilities"].to_string();
+    assert!(
+        said.contains("sandbox:mounts") && !(mask.contains("landlock") && said.contains("landlock")),
+        "{said}"
+    );
     let data = board.fleet.data("a");
     // No mode hides it.
     std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o755)).unwrap();

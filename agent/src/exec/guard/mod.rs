@@ -5,6 +5,9 @@
 //! can prove that nothing is left (ECHILD). It holds the lock on `run/<fence>` for its life.
 
 mod child;
+mod process;
+
+pub(super) use process::Process;
 
 use super::cgroup::Cgroup;
 use super::ladder::Ladder;
@@ -104,18 +107,6 @@ pub(super) struct End {
     pub oom_kills: u64,
     pub forks_refused: u64,
     pub peak_kib: Option<u64>,
-}
-
-/// The whole life of a guard process; its exit code.
-pub fn main() -> u8 {
-    match Guard::begin() {
-        Ok(Some(mut guard)) => guard.run(),
-        Ok(None) => 0,
-        Err(error) => {
-            eprintln!("dunlin-agent guard: {error} (started by hand? only the agent starts guards)");
-            70
-        }
-    }
 }
 
 struct Guard {

@@ -33,6 +33,7 @@ pub(super) struct Job {
     pipes: [Option<OwnedFd>; 2],
     outputs: [HeadTail; 2],
     redactors: [Redactor; 2],
+    buffer: Vec<u8>,
     overflowed: bool,
     ended: Option<Ended>,
     scratch: Option<PathBuf>,
@@ -155,6 +156,7 @@ impl Job {
             pipes: [Some(out), Some(err)],
             outputs: [HeadTail::new(prepared.output), HeadTail::new(prepared.output)],
             redactors,
+            buffer: vec![0; limits::CHUNK_MAX],
             overflowed: false,
             ended: None,
             scratch,
@@ -231,7 +233,7 @@ impl Job {
 
     /// Reads what is there, from both pipes alike, and what the guard says.
     pub(super) fn pump(&mut self, tell: &dyn Fn(FromExec)) {
-        let mut buffer = vec![0; limits::CHUNK_MAX];
+        let mut buffer = std::mem::take(&mut self.buffer);
         for stream in Stream::BOTH {
             let at = stream as usize;
             // A job that never stops writing must not keep the others waiting.
@@ -245,6 +247,7 @@ impl Job {
                 }
             }
         }
+        self.buffer = buffer;
         while self.ended.is_none() && self.listen(tell) {}
     }
 
@@ -268,7 +271,7 @@ impl Job {
     /// One message of the guard's; `false` when there is none.
     fn listen(&mut self, tell: &dyn Fn(FromExec)) -> bool {
         let at = clock::boot_ms();
-        let message = match sys::receive(self.control.as_raw_fd(), guard::MESSAGE_MAX, libc::MSG_DONTWAIT) {
+        let message = match sys::receive(self.control.as_raw_fd(), guard::WORD_MAX, libc::MSG_DONTWAIT) {
             Ok(bytes) => postcard::from_bytes(&bytes).ok(),
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return false,
             // Said once, before what waits, when the guard ended without having read our last message (unix(7)).

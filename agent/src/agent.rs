@@ -6,13 +6,13 @@ use crate::core::Core;
 use crate::core::uplinks::{self, POSTURE, Uplink};
 use crate::event::{Effect, Event, Setup};
 use crate::exec::message::{Decision, FromExec, ToExec};
-use crate::exec::{ExecConfig, Executor, sweep};
+use crate::exec::{ExecConfig, Executor};
 use crate::files::{Enrolled, Files};
 use crate::link::{self, LinkConfig, LinkState, ToLink};
 use crate::spending::Spending;
 use crate::store::Store;
 use crate::telemetry::sampler;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use dunlin_wire::Tag;
 use dunlin_wire::job::{Denial, Outcome, Report};
 use dunlin_wire::message::Role;
@@ -42,10 +42,8 @@ pub fn run(config: &Config) -> Result<()> {
     let key = files.key()?;
     let store = Arc::new(Store::open(&files.path("journal"))?);
     let loaded = store.load()?;
-    // Before anything is reported, what an earlier start left running is proven gone.
-    let left = sweep(&config.data)?;
     let unfinished = loaded.attempts.len();
-    tracing::info!(data = %config.data.display(), unfinished, left_running = left, "journal open");
+    tracing::info!(data = %config.data.display(), unfinished, "journal open");
     let setup = setup(config, &enrolled)?;
     tracing::info!(node = %setup.node, role = setup.role.as_str(), "enrolled");
     let uplinks = uplinks::choose(&config.uplinks, &enrolled.hubs);
@@ -55,12 +53,8 @@ pub fn run(config: &Config) -> Result<()> {
     }
     let (events, mut inbox) = mpsc::channel(EVENTS_MAX);
     let (commands, to_link) = mpsc::channel(EVENTS_MAX);
-    let from_exec = events.clone();
-    let exec = ExecConfig { policy: config.policy.clone(), data: config.data.clone() };
-    let exec = Executor::spawn(
-        exec,
-        Box::new(move |message| drop(from_exec.blocking_send(Event::FromExec(message)))),
-    )?;
+    // Before anything is reported, the executor has proven gone what an earlier start left running.
+    let exec = executor(config, events.clone())?;
     // The policy and what jobs can be shut in with: the first Hello says it.
     let policy = inbox.blocking_recv().context("the executor is gone")?;
     let state = LinkState { connected: false, hub: String::new(), last: None, failures: 0 };
@@ -105,6 +99,7 @@ pub fn run(config: &Config) -> Result<()> {
         spending,
         looked_at: 0,
         status: String::new(),
+        stopping: false,
     };
     let done = agent.run(inbox, out);
     // The loop's end of the link is gone with it: the link says its last words and ends.
@@ -137,6 +132,20 @@ fn setup(config: &Config, enrolled: &Enrolled) -> Result<Setup> {
     })
 }
 
+fn executor(config: &Config, events: mpsc::Sender<Event>) -> Result<Executor> {
+    let tell = Box::new(move |message: Option<_>| {
+        let event = message.map_or(Event::ExecutorGone, Event::FromExec);
+        drop(events.blocking_send(event));
+    });
+    Ok(match &config.executor {
+        None => {
+            let (policy, data, log) = (config.policy.clone(), config.data.clone(), config.log);
+            Executor::spawn(&ExecConfig { policy, data, log }, tell)?
+        }
+        Some(socket) => Executor::connect(socket, tell)?,
+    })
+}
+
 fn run_link(
     config: LinkConfig,
     events: mpsc::Sender<Event>,
@@ -151,14 +160,16 @@ fn run_link(
         let stop = events.clone();
         tokio::spawn(async move {
             use tokio::signal::unix::{SignalKind, signal};
-            let (Ok(mut term), Ok(mut int)) =
-                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-            else {
+            let caught = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+            let [Ok(mut term), Ok(mut int), Ok(mut hup)] = caught else {
                 return tracing::error!("signals cannot be caught");
             };
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = int.recv() => {}
+            loop {
+                tokio::select! {
+                    _ = term.recv() => break,
+                    _ = int.recv() => break,
+                    _ = hup.recv() => drop(stop.send(Event::ReloadPolicy).await),
+                }
             }
             let _ = stop.send(Event::Shutdown).await;
         });
@@ -179,6 +190,7 @@ struct Agent {
     spending: Spending,
     looked_at: BootMs,
     status: String,
+    stopping: bool,
 }
 
 impl Agent {
@@ -210,6 +222,10 @@ impl Agent {
                 waiting.extend(self.spending.look(now).map(Event::Thrift));
             }
             for event in waiting.drain(..) {
+                self.stopping |= matches!(event, Event::Shutdown);
+                if matches!(event, Event::ExecutorGone) && !self.stopping {
+                    bail!("the executor is gone, and its jobs with it; the next start reports them");
+                }
                 let event = self.check_room(event);
                 self.core.handle(event, now, &mut out);
             }

@@ -10,6 +10,10 @@ use std::path::{Path, PathBuf};
 pub const DATA: &str = "/var/lib/dunlin-agent";
 /// The usual configuration file; read when it is there.
 pub const CONFIG: &str = "/etc/dunlin/agent.toml";
+/// Where the executor keeps what it needs of its own.
+pub const EXECUTOR_DATA: &str = "/var/lib/dunlin-exec";
+/// Where the executor listens.
+pub const SOCKET: &str = "/run/dunlin/exec.sock";
 /// The usual policy file.
 pub const POLICY: &str = "/etc/dunlin/policy.toml";
 
@@ -23,6 +27,7 @@ pub struct ConfigError(String);
 struct Raw {
     data: Option<PathBuf>,
     policy: Option<PathBuf>,
+    socket: Option<PathBuf>,
     slots: Option<u32>,
     #[serde(default)]
     tags: Vec<String>,
@@ -56,6 +61,10 @@ pub struct Overrides {
     pub policy: Option<PathBuf>,
     /// Role.
     pub role: Option<String>,
+    /// The executor's socket.
+    pub socket: Option<PathBuf>,
+    /// No socket: an executor of the uplink's own.
+    pub with_exec: bool,
 }
 
 /// The configuration, which cannot be wrong any more.
@@ -65,6 +74,8 @@ pub struct Config {
     pub data: PathBuf,
     /// Policy file.
     pub policy: PathBuf,
+    /// Where the executor listens; `None`: the uplink starts one of its own.
+    pub executor: Option<PathBuf>,
     /// Slots at most; `None` leaves it to operator and policy.
     pub slots: Option<u32>,
     /// Capabilities to announce beside those that are found.
@@ -133,6 +144,8 @@ impl Config {
             // Jobs of an earlier start are known by this path, so it must not depend on where we were started.
             data: std::path::absolute(&data).map_err(|e| bad(format!("data: {e}")))?,
             policy: over.policy.clone().or(raw.policy).unwrap_or_else(|| POLICY.into()),
+            executor: (!over.with_exec)
+                .then(|| over.socket.clone().or(raw.socket).unwrap_or_else(|| SOCKET.into())),
             slots: raw.slots,
             tags: tags.collect::<Result<_, _>>()?,
             role,

@@ -33,6 +33,10 @@ pub enum Event {
     Disconnected,
     /// The hub says.
     FromHub(ToAgent),
+    /// The policy's file may be another.
+    ReloadPolicy,
+    /// The executor is no more, and every job with it. The loop ends by it; the next start reports them.
+    ExecutorGone,
     /// The executor says.
     FromExec(FromExec),
     /// The board was looked at.
@@ -57,9 +61,9 @@ pub enum Effect {
     Store(Write),
     /// Say this to the hub.
     Send(Numbered),
-    /// Tell the hub that we live, and that we will again within this many milliseconds; may be lost.
+    /// Tell the hub that we live, and when we will again; may be lost.
     Beat {
-        /// Longest time until the next.
+        /// Longest time until the next; 0: as often as the hub asked for.
         every_ms: u64,
         /// What the board is like, when a report is due.
         sample: Option<Box<Sample>>,

@@ -39,7 +39,11 @@ pub fn run(rounds: usize) -> Result<()> {
     );
     let path = dir.path().join("policy.toml");
     std::fs::write(&path, text)?;
-    let mut bench = Bench::new(ExecConfig { policy: path, data: dir.path().join("data") })?;
+    let mut bench = Bench::new(ExecConfig {
+        policy: path,
+        data: dir.path().join("data"),
+        log: dunlin_agent::exec::Level::WARN,
+    })?;
     let [mut plain, mut shut_in, mut alone] = [const { Sample::new() }; 3];
     let mut layers = [0; 2];
     for round in 0..rounds + rounds.div_ceil(10) {
@@ -103,7 +107,8 @@ impl Bench {
     fn new(config: ExecConfig) -> Result<Self> {
         std::fs::create_dir_all(&config.data)?;
         let (tell, said) = mpsc::channel();
-        let exec = Executor::spawn(config, Box::new(move |message| drop(tell.send(message))))?;
+        let tell = Box::new(move |message: Option<_>| drop(message.map(|message| tell.send(message))));
+        let exec = Executor::spawn(&config, tell)?;
         match said.recv_timeout(WAIT)? {
             FromExec::Policy(policy) if policy.error.is_none() => Ok(Self { exec, said, next: 1 }),
             other => bail!("the policy is not in force: {other:?}"),

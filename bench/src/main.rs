@@ -9,6 +9,8 @@ fn main() -> ExitCode {
     let done = match args.as_slice() {
         ["claim"] => claim::run(1000),
         ["claim", n] if n.parse::<usize>().is_ok() => claim::run(n.parse().unwrap_or(1000)),
+        // The executor is this program again.
+        ["executor", ..] => return dunlin_agent::commands::executor::of_parent(std::env::args_os().skip(2)),
         ["exec"] => exec::run(200),
         ["exec", n] if n.parse::<usize>().is_ok() => exec::run(n.parse().unwrap_or(200)),
         ["stamp", path] => link::stamp(path),

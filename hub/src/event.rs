@@ -43,7 +43,7 @@ pub enum Event {
     Beat {
         /// The connection.
         conn: ConnId,
-        /// Milliseconds until the next at most.
+        /// Milliseconds until the next at most; 0: as often as we asked for.
         every_ms: u32,
         /// What the board is like.
         sample: Option<Box<Sample>>,

@@ -239,18 +239,37 @@ impl Fleet {
     }
 
     fn run_agent(&self, name: &str, env: &[(&str, &str)], mut command: Command) -> Result<Agent> {
-        command
-            .args(["run", "--data"])
-            .arg(self.data(name))
-            .arg("--policy")
-            .arg(self.dir.join("policy.toml"));
+        command.args(["run", "--with-exec", "--policy"]).arg(self.dir.join("policy.toml"));
+        command.envs(env.iter().copied());
+        self.run_uplink(name, command)
+    }
+
+    /// Starts the uplink of an enrolled agent, whose configuration says where the executor is.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_uplink(&self, name: &str) -> Result<Agent> {
+        let mut command = self.command("dunlin-agent");
+        command.arg("run");
+        self.run_uplink(name, command)
+    }
+
+    fn run_uplink(&self, name: &str, mut command: Command) -> Result<Agent> {
+        command.arg("--data").arg(self.data(name));
         let config = self.agent_config(name);
         if config.exists() {
             command.arg("--config").arg(config);
         }
-        command.envs(env.iter().copied()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(self.log(name)?);
-        let child = command.spawn().context("dunlin-agent")?;
-        Ok(Agent { name: name.to_owned(), proc: Proc { child } })
+        Ok(Agent { name: name.to_owned(), proc: self.spawn(name, command)? })
+    }
+
+    /// Starts a command whose log goes to `NAME.log`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self, name: &str, mut command: Command) -> Result<Proc> {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(self.log(name)?);
+        Ok(Proc { child: command.spawn().with_context(|| name.to_owned())? })
     }
 
     /// Enrols and starts an agent, and waits until it is there.

@@ -199,6 +199,7 @@ fn datagrams() {
     let beat = FromAgent::Beat { every_ms: 25_000, sample: Some(Box::new(delta())) };
     check("Beat", &beat, GOLDEN[23]);
     check("Probe", &FromAgent::Probe, "01");
+    check("Alive", &FromAgent::Alive, "02");
     check("Echo", &FromHub::Echo, "00");
     check("Again", &FromHub::Again(Box::new(ToAgent::Void { claim: ClaimId(4) })), "010604");
     check("Ask", &FromHub::Ask, "02");

@@ -9,13 +9,15 @@ use serde::{Deserialize, Serialize};
 pub enum FromAgent {
     /// I am alive. The acknowledgement by QUIC is the answer.
     Beat {
-        /// Milliseconds until the next one at most.
+        /// Milliseconds until the next one at most; 0: as often as the hub asked for.
         every_ms: u32,
         /// What the board is like, when a report is due: a delta.
         sample: Option<Box<Sample>>,
     },
     /// Are you there? Answered by [`FromHub::Echo`], so that both sides learn at once what was lost.
     Probe,
+    /// The shortest sign of life: a beat with nothing to say, as often as the hub asked for.
+    Alive,
 }
 
 /// From the hub. Append only.

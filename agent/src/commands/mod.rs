@@ -1,15 +1,16 @@
 //! The command line of `dunlin-agent`.
 
 mod doctor;
+pub mod executor;
 mod inspect;
 mod join;
 pub mod policy;
 mod telemetry;
 
 use crate::agent;
-use crate::config::{Config, Overrides};
+use crate::config::{Config, EXECUTOR_DATA, Overrides};
 use lexopt::{Arg, Parser, ValueExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Wrong usage or configuration (sysexits EX_USAGE).
@@ -23,7 +24,10 @@ const HELP: &str = "\
 dunlin-agent: runs jobs of a Dunlin hub on this board, as far as the board's policy allows.
 
   dunlin-agent join TICKET [--data DIR]         enrol this device; TICKET `-` is read from stdin
-  dunlin-agent run [--config F] [--data DIR] [--policy F] [--role worker|viewer]
+  dunlin-agent run [--socket S | --with-exec] [--config F] [--data DIR] [--role worker|viewer]
+                                                the uplink: talks to the hub, and has the executor run the jobs
+  dunlin-agent exec [--socket S] [--peer USER] [--data DIR] [--policy F]
+                                                the executor: no network; SIGHUP reads the policy again
   dunlin-agent check [--config F] [--data DIR] [--policy F]    is everything in order for `run`?
   dunlin-agent status [--data DIR] [--json]     the uplink, as the running agent last saw it
   dunlin-agent queue [--data DIR] [--json]      attempts on disk that the hub has not acknowledged
@@ -34,9 +38,12 @@ dunlin-agent: runs jobs of a Dunlin hub on this board, as far as the board's pol
   dunlin-agent --version | --help
 
 Options and their defaults:
-  --config F   TOML; /etc/dunlin/agent.toml when it is there. Fields: data, policy, slots, tags, role,
+  --config F   TOML; /etc/dunlin/agent.toml when it is there. Fields: data, policy, socket, slots, tags, role,
                log, mounts, telemetry (false: none is sent), and up to 8 [[uplink]] with url and label, tried in order instead of the ticket's
-  --data DIR   /var/lib/dunlin-agent, or the variable DUNLIN_AGENT_DATA
+  --data DIR   /var/lib/dunlin-agent, or the variable DUNLIN_AGENT_DATA; of `exec`: /var/lib/dunlin-exec
+  --socket S   /run/dunlin/exec.sock: where the executor listens
+  --with-exec  no socket: an executor of the uplink's own, with its rights and in its data directory (for development)
+  --peer USER  dunlin-agent: whose uplink the executor serves
   --policy F   /etc/dunlin/policy.toml; policy.d/*.toml beside it is read too
   --json       machine-readable
   --sysroot D  read the files below D instead of /: a copy of a board's /proc, /sys, /etc and /var
@@ -54,10 +61,18 @@ struct Args {
     json: bool,
     watch: bool,
     sysroot: Option<PathBuf>,
+    peer: Option<String>,
 }
+
+/// The uplink's user.
+const PEER: &str = "dunlin-agent";
 
 /// Runs `dunlin-agent` with the process's arguments.
 pub fn main() -> ExitCode {
+    let mut raw = std::env::args_os().skip(1);
+    if raw.next().is_some_and(|word| word == "executor") {
+        return executor::of_parent(raw);
+    }
     let args = match parse() {
         Ok(args) => args,
         Err(error) => {
@@ -77,6 +92,10 @@ pub fn main() -> ExitCode {
         }
         ["join", ticket] => with_config(&args, |config| join::run(config, ticket)),
         ["run"] => with_config(&args, run),
+        ["exec"] => with_config(&args, |config| {
+            let data = args.over.data.as_deref().unwrap_or(Path::new(EXECUTOR_DATA));
+            executor::run(config, data, args.peer.as_deref().unwrap_or(PEER))
+        }),
         ["check"] => with_config(&args, inspect::check),
         ["status"] => with_config(&args, |config| inspect::status(config, args.json)),
         ["queue"] => with_config(&args, |config| inspect::queue(config, args.json)),
@@ -102,6 +121,9 @@ fn parse() -> Result<Args, lexopt::Error> {
             Arg::Long("config") => args.over.config = Some(parser.value()?.into()),
             Arg::Long("data") => args.over.data = Some(parser.value()?.into()),
             Arg::Long("policy") => args.over.policy = Some(parser.value()?.into()),
+            Arg::Long("socket") => args.over.socket = Some(parser.value()?.into()),
+            Arg::Long("with-exec") => args.over.with_exec = true,
+            Arg::Long("peer") => args.peer = Some(parser.value()?.string()?),
             Arg::Long("role") => args.over.role = Some(parser.value()?.string()?),
             Arg::Long("json") => args.json = true,
             Arg::Long("watch") => args.watch = true,

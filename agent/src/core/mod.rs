@@ -128,6 +128,9 @@ impl Core {
             Event::Rebound => self.keepalive.handle_rebound(),
             Event::FromHub(message) => self.handle_hub(message, now, out),
             Event::FromExec(message) => self.handle_exec(message, now, out),
+            Event::ReloadPolicy => out.push(Effect::Exec(ToExec::ReloadPolicy)),
+            // The loop ends by it.
+            Event::ExecutorGone => {}
             Event::Reading(reading) => self.reports.handle_reading(&reading, now),
             Event::Shutdown => self.handle_shutdown(now, out),
         }

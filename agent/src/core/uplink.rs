@@ -228,12 +228,17 @@ impl Core {
         let Some(link) = self.link.as_mut().filter(|link| link.welcome) else { return };
         link.heard_at = now;
         link.said_at = now;
-        out.push(Effect::Beat { every_ms: self.every_ms(), sample: None });
+        out.push(Effect::Beat { every_ms: self.announced_ms(), sample: None });
     }
 
     /// Longest silence, in milliseconds.
     fn every_ms(&self) -> u64 {
         if self.thrift > Thrift::None { self.keepalive.longest_ms() } else { self.keepalive.every_ms() }
+    }
+
+    /// What a beat says of it: nothing, when it is what the hub expects anyway.
+    fn announced_ms(&self) -> u64 {
+        Some(self.every_ms()).filter(|every| *every > self.heartbeat_ms).unwrap_or(0)
     }
 
     /// How often leases are renewed: at a third of the shortest. `None` when there are none.
@@ -274,7 +279,7 @@ impl Core {
         }
         if now >= link.said_at + self.every_ms() {
             self.keepalive.handle_beat(now - link.said_at.max(link.heard_at));
-            let every_ms = self.every_ms();
+            let every_ms = self.announced_ms();
             let sample = match self.due_report(now) {
                 // It is a sign of life by itself.
                 Some(Report::Full(sample)) => return self.say(ToHub::Sample(Box::new(sample)), now, out),

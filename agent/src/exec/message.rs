@@ -1,6 +1,8 @@
 //! The executor's message boundary. The agent's loop says [`ToExec`], the executor answers [`FromExec`]; nothing
-//! else crosses, so that the executor can become a process of its own without the loop noticing.
+//! else crosses the socket between them. The executor believes nothing that it is told: what it starts is what the
+//! board's policy allows.
 
+use super::output::Layout;
 use crate::clock::BootMs;
 use dunlin_wire::job::{CancelledBy, Interruption, Report, Shell, Stream};
 use dunlin_wire::{Fence, TaskId};
@@ -105,6 +107,14 @@ pub enum FromExec {
         /// Kept bytes of stdout and stderr: head, then tail.
         kept: [Vec<u8>; 2],
     },
+}
+
+/// A message of the executor's as it crosses the socket. What is kept of much output follows as files, in the order of
+/// the streams.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Said {
+    pub(super) message: FromExec,
+    pub(super) spooled: [Option<Layout>; 2],
 }
 
 /// Answer to `Prepare`.

@@ -1,51 +1,55 @@
-//! The executor: checks work against the policy and runs it. Talks to the loop by messages only, see [`message`].
-//!
-//! One thread polls everything: messages, and of each job its two pipes and its guard. Deliberately absent: the
-//! network and the journal.
+//! The executor: checks work against the policy and runs it, in a process of its own. Talks to the loop by messages
+//! only, see [`message`]. Deliberately absent: the network and the journal.
 
 mod cgroup;
+mod client;
 mod guard;
 mod kernel;
 mod ladder;
 pub mod message;
+mod outbox;
 mod output;
 mod prepare;
 mod run;
 mod sandbox;
 mod secret;
+mod server;
 mod slots;
+mod socket;
 mod sweep;
 mod sys;
 
+pub use client::{ExecError, Executor};
 pub use kernel::Kernel;
-pub use sweep::{SweepError, sweep};
+pub use server::{serve, serve_parent};
+pub use tracing::Level;
 
 use crate::core::policy::{self, Policy, Request};
 use crate::exec::message::{Decision, FromExec, PolicyState, ToExec, Work};
 use dunlin_wire::Fence;
-use dunlin_wire::job::{Denial, Outcome, Report};
+use dunlin_wire::job::{Denial, Interruption, Outcome, Report};
+use outbox::Outbox;
 use prepare::Opened;
 use run::Job;
 use sandbox::Plan;
 use slots::Slots;
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::rc::Rc;
+use sweep::sweep;
 
 /// Free space below which nothing new is taken on, in bytes.
 const FREE_BYTES_MIN: u64 = 64 << 20;
 /// Bytes of one policy file.
 const POLICY_BYTES_MAX: u64 = 1 << 20;
-/// How often poll looks again while something is waited for that no descriptor tells of, in milliseconds.
-const TICK_MS: i32 = 20;
-
 /// What the executor is told once.
 pub struct ExecConfig {
     /// The policy file; `policy.d/*.toml` beside it is read too.
     pub policy: PathBuf,
-    /// The agent's data directory: `run/` and `scratch/` lie in it.
+    /// The executor's data directory: `run/`, `scratch/` and `spool/` lie in it.
     pub data: PathBuf,
+    /// Log level.
+    pub log: Level,
 }
 
 /// What was prepared and not started.
@@ -64,56 +68,12 @@ struct Prepared {
     secrets: Vec<(String, String)>,
 }
 
-/// The way to the executor's thread.
-pub struct Executor {
-    messages: mpsc::Sender<ToExec>,
-    wake: OwnedFd,
-}
-
-impl Executor {
-    /// Starts the thread. `tell` is called there, in order, with everything that the executor says.
-    ///
-    /// # Errors
-    /// When the system has no thread or descriptor left.
-    pub fn spawn(config: ExecConfig, tell: Box<dyn Fn(FromExec) + Send>) -> std::io::Result<Self> {
-        // What loses its guard falls to us, so that it can be killed and proven gone.
-        sys::become_subreaper()?;
-        let (messages, inbox) = mpsc::channel();
-        let (woken, wake) = sys::pipe()?;
-        sys::set_nonblocking(woken.as_raw_fd())?;
-        sys::set_nonblocking(wake.as_raw_fd())?;
-        std::thread::Builder::new().name("executor".into()).spawn(move || {
-            let mut machine = Machine {
-                kernel: Kernel::prepare(&config.data),
-                slots: Slots::default(),
-                config,
-                tell,
-                policy: None,
-                digest: [0; 8],
-                prepared: BTreeMap::new(),
-                jobs: BTreeMap::new(),
-                stopping: false,
-            };
-            machine.load_policy();
-            machine.run(&inbox, &woken);
-        })?;
-        Ok(Self { messages, wake })
-    }
-
-    /// Says something to the executor. One that has stopped hears nothing.
-    pub fn send(&self, message: ToExec) {
-        let _ = self.messages.send(message);
-        // A full pipe wakes as well as one more byte would.
-        // SAFETY: the buffer is one live byte.
-        unsafe { libc::write(self.wake.as_raw_fd(), [1u8].as_ptr().cast(), 1) };
-    }
-}
-
 struct Machine {
     kernel: Kernel,
     slots: Slots,
     config: ExecConfig,
-    tell: Box<dyn Fn(FromExec) + Send>,
+    spool: PathBuf,
+    outbox: Rc<Outbox>,
     policy: Option<Policy>,
     digest: [u8; 8],
     prepared: BTreeMap<Fence, Prepared>,
@@ -122,49 +82,64 @@ struct Machine {
 }
 
 impl Machine {
-    fn run(&mut self, inbox: &mpsc::Receiver<ToExec>, woken: &OwnedFd) {
-        loop {
-            let mut fds = vec![sys::input(woken.as_raw_fd())];
-            self.jobs.values().for_each(|job| job.watch(&mut fds));
-            let waits = !self.slots.have_seen_off() || self.jobs.values().any(Job::is_waiting);
-            if let Err(error) = sys::poll(&mut fds, if waits { TICK_MS } else { -1 }) {
-                return tracing::error!(%error, "the executor cannot poll");
-            }
-            let mut scratch = [0; 64];
-            while matches!(sys::read(woken.as_raw_fd(), &mut scratch), Ok(Some(_))) {}
-            loop {
-                match inbox.try_recv() {
-                    Ok(message) => self.handle(message),
-                    Err(mpsc::TryRecvError::Empty) => break,
-                    // The agent is going down; the guards see their sockets end.
-                    Err(mpsc::TryRecvError::Disconnected) => return,
-                }
-            }
-            self.jobs.values_mut().for_each(|job| job.pump(&self.tell));
-            self.kill_orphans();
-            let mut ended = Vec::new();
-            for (fence, job) in &self.jobs {
-                if job.is_over() {
-                    ended.push(*fence);
-                }
-            }
-            for fence in ended {
-                if let Some(job) = self.jobs.remove(&fence) {
-                    let slot = job.slot();
-                    let (ended, guard, is_stuck) = job.finish(self.digest);
-                    if is_stuck {
-                        self.slots.quarantine(slot, guard);
-                    } else {
-                        self.slots.free(slot);
-                        self.slots.see_off(guard);
-                    }
-                    (self.tell)(ended);
-                }
-            }
-            if self.stopping && self.jobs.is_empty() {
-                return;
+    fn new(config: ExecConfig, outbox: Rc<Outbox>) -> std::io::Result<Self> {
+        let spool = config.data.join("spool");
+        std::fs::create_dir_all(&spool)?;
+        Ok(Self {
+            kernel: Kernel::prepare(&config.data),
+            slots: Slots::default(),
+            config,
+            spool,
+            outbox,
+            policy: None,
+            digest: [0; 8],
+            prepared: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            stopping: false,
+        })
+    }
+
+    /// An uplink is there; nothing of an earlier one is left.
+    fn begin(&mut self) {
+        self.stopping = false;
+        self.load_policy();
+    }
+
+    /// Adds what must be polled; whether something is waited for that no descriptor tells of.
+    fn watch(&mut self, fds: &mut Vec<libc::pollfd>) -> bool {
+        self.jobs.values().for_each(|job| job.watch(fds));
+        !self.slots.have_seen_off() || self.jobs.values().any(Job::is_waiting)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    /// Takes what jobs wrote and what their guards say, and reports those that are over.
+    fn look(&mut self) {
+        self.jobs.values_mut().for_each(|job| job.pump(&self.outbox));
+        self.kill_orphans();
+        let over: Vec<Fence> =
+            self.jobs.iter().filter(|(_, job)| job.is_over()).map(|(fence, _)| *fence).collect();
+        for job in over.iter().filter_map(|fence| self.jobs.remove(fence)).collect::<Vec<_>>() {
+            let slot = job.slot();
+            match job.finish(self.digest, &self.outbox) {
+                (guard, true) => self.slots.quarantine(slot, guard),
+                (guard, false) => self.slots.free(slot, Some(guard)),
             }
         }
+    }
+
+    /// Starts nothing more, and ends every job with its grace.
+    fn stop(&mut self) {
+        if std::mem::replace(&mut self.stopping, true) {
+            return;
+        }
+        for prepared in std::mem::take(&mut self.prepared).into_values() {
+            self.slots.free(prepared.slot, None);
+        }
+        let by = Interruption::ExecutorRestart;
+        self.jobs.values().for_each(|job| job.end(guard::Cause::Asked(message::EndCause::Interrupted(by))));
     }
 
     /// A guard was killed (a job can do that to its own): what it guarded is our child now. All our children but guards
@@ -204,18 +179,18 @@ impl Machine {
                         Decision::Deny(Box::new(report))
                     }
                 };
-                (self.tell)(FromExec::Prepared { fence, decision });
+                self.outbox.tell(FromExec::Prepared { fence, decision });
             }
             ToExec::Start { fence, lease_until } => {
                 if let Some(prepared) = self.prepared.remove(&fence) {
                     let slot = prepared.slot;
-                    match Job::start(prepared, lease_until, &self.config.data, &self.kernel) {
+                    match Job::start(prepared, lease_until, &self.config.data, &self.spool, &self.kernel) {
                         Ok(job) => drop(self.jobs.insert(fence, job)),
                         Err(outcome) => {
-                            self.slots.free(slot);
+                            self.slots.free(slot, None);
                             let mut report = Report::without_process(outcome);
                             report.policy = self.digest;
-                            (self.tell)(FromExec::Ended {
+                            self.outbox.tell(FromExec::Ended {
                                 fence,
                                 report: Box::new(report),
                                 kept: Default::default(),
@@ -226,7 +201,7 @@ impl Machine {
             }
             ToExec::Forget { fence } => {
                 if let Some(prepared) = self.prepared.remove(&fence) {
-                    self.slots.free(prepared.slot);
+                    self.slots.free(prepared.slot, None);
                 }
             }
             ToExec::Extend { fence, lease_until } => {
@@ -240,16 +215,7 @@ impl Machine {
                 }
             }
             ToExec::ReloadPolicy => self.load_policy(),
-            ToExec::Shutdown => {
-                self.stopping = true;
-                for prepared in std::mem::take(&mut self.prepared).into_values() {
-                    self.slots.free(prepared.slot);
-                }
-                let by = dunlin_wire::job::Interruption::ExecutorRestart;
-                self.jobs
-                    .values()
-                    .for_each(|j| j.end(guard::Cause::Asked(message::EndCause::Interrupted(by))));
-            }
+            ToExec::Shutdown => self.stop(),
         }
     }
 
@@ -257,6 +223,9 @@ impl Machine {
         let policy = self.policy.as_ref().ok_or((Denial::PolicyInvalid, None))?;
         if self.stopping {
             return Err((Denial::Draining, None));
+        }
+        if self.prepared.contains_key(&work.fence) || self.jobs.contains_key(&work.fence) {
+            return Err((Denial::Malformed, None));
         }
         let request = Request {
             argv: &work.shell.argv,
@@ -272,7 +241,10 @@ impl Machine {
         let user = policy.slots.get(slot).map(String::as_str);
         let plan = sandbox::plan(&rule.confinement, self.kernel.layers, user).map_err(denied)?;
         let secrets = secret::all(&rule.secret_env).map_err(denied)?;
-        if sys::free_bytes(&self.config.data).is_ok_and(|free| free < FREE_BYTES_MIN) {
+        let reserved: u64 = self.jobs.values().map(Job::output_max).sum();
+        let prepared: u64 = self.prepared.values().map(|prepared| prepared.output * 2).sum();
+        let needed = FREE_BYTES_MIN + reserved + prepared + rule.output * 2;
+        if sys::free_bytes(&self.config.data).is_ok_and(|free| free < needed) {
             return Err(denied(Denial::DiskFull));
         }
         self.slots.take(slot);
@@ -307,7 +279,7 @@ impl Machine {
         };
         let jobs = self.policy.as_ref().map_or(1, |policy| capacity(policy) as u32);
         let layers = self.kernel.layers;
-        (self.tell)(FromExec::Policy(PolicyState { digest: self.digest, jobs, layers, error }));
+        self.outbox.tell(FromExec::Policy(PolicyState { digest: self.digest, jobs, layers, error }));
     }
 }
 

@@ -5,7 +5,8 @@ use super::guard::{self, Cause, FromGuard, Spec, ToGuard};
 use super::kernel::Kernel;
 use super::ladder::{self, Ladder};
 use super::message::{EndCause, FromExec, Work};
-use super::output::HeadTail;
+use super::outbox::Outbox;
+use super::output::Output;
 use super::secret::{self, Redactor};
 use super::{Prepared, sys};
 use crate::clock::{self, BootMs};
@@ -31,7 +32,8 @@ pub(super) struct Job {
     guard: guard::Process,
     control: OwnedFd,
     pipes: [Option<OwnedFd>; 2],
-    outputs: [HeadTail; 2],
+    outputs: [Output; 2],
+    output_max: u64,
     redactors: [Redactor; 2],
     buffer: Vec<u8>,
     overflowed: bool,
@@ -63,6 +65,7 @@ impl Job {
         prepared: Prepared,
         lease_until: BootMs,
         data: &Path,
+        spool: &Path,
         kernel: &Kernel,
     ) -> Result<Self, Outcome> {
         let failed = |step| {
@@ -154,7 +157,8 @@ impl Job {
             guard,
             control,
             pipes: [Some(out), Some(err)],
-            outputs: [HeadTail::new(prepared.output), HeadTail::new(prepared.output)],
+            outputs: [Output::new(prepared.output, spool), Output::new(prepared.output, spool)],
+            output_max: prepared.output * 2,
             redactors,
             buffer: vec![0; limits::CHUNK_MAX],
             overflowed: false,
@@ -197,6 +201,11 @@ impl Job {
         })
     }
 
+    /// Bytes of output that may be kept of it, both streams together.
+    pub(super) fn output_max(&self) -> u64 {
+        self.output_max
+    }
+
     pub(super) fn slot(&self) -> usize {
         self.slot
     }
@@ -232,7 +241,7 @@ impl Job {
     }
 
     /// Reads what is there, from both pipes alike, and what the guard says.
-    pub(super) fn pump(&mut self, tell: &dyn Fn(FromExec)) {
+    pub(super) fn pump(&mut self, outbox: &Outbox) {
         let mut buffer = std::mem::take(&mut self.buffer);
         for stream in Stream::BOTH {
             let at = stream as usize;
@@ -240,7 +249,7 @@ impl Job {
             for _ in 0..16 {
                 let Some(pipe) = &self.pipes[at] else { break };
                 match sys::read(pipe.as_raw_fd(), &mut buffer) {
-                    Ok(Some(n)) => self.take(stream, &buffer[..n], tell),
+                    Ok(Some(n)) => self.take(stream, &buffer[..n], outbox),
                     Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
                     Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                     Ok(None) | Err(_) => self.pipes[at] = None,
@@ -248,10 +257,10 @@ impl Job {
             }
         }
         self.buffer = buffer;
-        while self.ended.is_none() && self.listen(tell) {}
+        while self.ended.is_none() && self.listen(outbox) {}
     }
 
-    fn take(&mut self, stream: Stream, bytes: &[u8], tell: &dyn Fn(FromExec)) {
+    fn take(&mut self, stream: Stream, bytes: &[u8], outbox: &Outbox) {
         let redactor = &mut self.redactors[stream as usize];
         let passed = if redactor.is_idle() { Cow::Borrowed(bytes) } else { Cow::Owned(redactor.push(bytes)) };
         let bytes = passed.as_ref();
@@ -260,7 +269,7 @@ impl Job {
         let fits = output.push(bytes);
         if fits > 0 {
             let bytes = bytes[..fits].to_vec();
-            tell(FromExec::Output { fence: self.fence, stream, offset, bytes });
+            outbox.tell(FromExec::Output { fence: self.fence, stream, offset, bytes });
         }
         if self.kill_on_overflow && !self.overflowed && self.outputs[stream as usize].is_cut() {
             self.overflowed = true;
@@ -269,7 +278,7 @@ impl Job {
     }
 
     /// One message of the guard's; `false` when there is none.
-    fn listen(&mut self, tell: &dyn Fn(FromExec)) -> bool {
+    fn listen(&mut self, outbox: &Outbox) -> bool {
         let at = clock::boot_ms();
         let message = match sys::receive(self.control.as_raw_fd(), guard::WORD_MAX, libc::MSG_DONTWAIT) {
             Ok(bytes) => postcard::from_bytes(&bytes).ok(),
@@ -280,7 +289,7 @@ impl Job {
         };
         let how = match message {
             Some(FromGuard::Started) => {
-                tell(FromExec::Started { fence: self.fence });
+                outbox.tell(FromExec::Started { fence: self.fence });
                 return true;
             }
             Some(FromGuard::SpawnFailed { step, errno }) => How::Spawn(step, errno),
@@ -291,8 +300,8 @@ impl Job {
         true
     }
 
-    /// The report. Everything of the job is gone, or it says `Stuck`; then its guard, which comes beside it, stays.
-    pub(super) fn finish(mut self, policy: [u8; 8]) -> (FromExec, guard::Process, bool) {
+    /// Reports. Everything of the job is gone, or the report says `Stuck`. Its guard comes back, and whether it is stuck.
+    pub(super) fn finish(mut self, policy: [u8; 8], outbox: &Outbox) -> (guard::Process, bool) {
         let outcome = self.outcome();
         let is_stuck = outcome == Outcome::Stuck;
         if !is_stuck {
@@ -308,7 +317,7 @@ impl Job {
         for (output, redactor) in self.outputs.iter_mut().zip(&mut self.redactors) {
             output.push(&redactor.finish());
         }
-        let [(out, out_kept), (err, err_kept)] = self.outputs.map(HeadTail::finish);
+        let [(out, out_kept), (err, err_kept)] = self.outputs.map(Output::finish);
         let report = Report {
             outcome,
             wait_status: end.status,
@@ -326,9 +335,9 @@ impl Job {
             },
             streams: [out, err],
         };
-        let ended =
-            FromExec::Ended { fence: self.fence, report: Box::new(report), kept: [out_kept, err_kept] };
-        (ended, self.guard, is_stuck)
+        let ended = FromExec::Ended { fence: self.fence, report: Box::new(report), kept: Default::default() };
+        outbox.tell_ended(ended, [out_kept, err_kept]);
+        (self.guard, is_stuck)
     }
 
     /// The cause wins over the status: exit 0 on our SIGTERM is no success.
@@ -399,8 +408,9 @@ fn make_private(dir: &Path, owner: Option<(u32, u32)>) -> std::io::Result<OwnedF
 
 /// Directories of the agent's own, which no job sees.
 fn hidden(data: &Path) -> Vec<String> {
-    let mut dirs =
-        vec![data.canonicalize().unwrap_or_else(|_| data.to_owned()), PathBuf::from("/etc/dunlin")];
+    let mut dirs = vec![data.canonicalize().unwrap_or_else(|_| data.to_owned())];
+    // The uplink's too, and the way to the executor: where they are unless somebody moved them.
+    dirs.extend(["/etc/dunlin", "/run/dunlin", "/var/lib/dunlin-agent"].map(PathBuf::from));
     dirs.extend(secret::directories());
     dirs.iter().map(|dir| dir.display().to_string()).collect()
 }

@@ -42,19 +42,16 @@ impl Slots {
         self.taken.insert(slot, Taken::Job);
     }
 
-    pub(super) fn free(&mut self, slot: usize) {
+    /// Gives a slot back. Its guard, which has reported, is collected when it ends: nobody has to wait for that.
+    pub(super) fn free(&mut self, slot: usize, guard: Option<Process>) {
         self.taken.remove(&slot);
+        self.leaving.extend(guard);
     }
 
     /// Puts a slot out of use.
     pub(super) fn quarantine(&mut self, slot: usize, guard: Process) {
         tracing::error!(slot, "a job cannot be killed: its slot is out of use until it is gone");
         self.taken.insert(slot, Taken::Stuck { guard, for_ever: false });
-    }
-
-    /// Collects a guard when it ends, which nobody has to wait for.
-    pub(super) fn see_off(&mut self, guard: Process) {
-        self.leaving.push(guard);
     }
 
     /// Whether no guard is about to end any more; collects those that have.

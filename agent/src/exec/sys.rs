@@ -257,3 +257,52 @@ pub(super) fn descendants_but(root: i32, but: &[i32]) -> Vec<i32> {
     found.remove(0);
     found
 }
+
+/// Reserves room for so many bytes, where the file system can promise that.
+pub(super) fn reserve(file: &std::fs::File, bytes: u64) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    match unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes as libc::off_t) } {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+            error => Err(error),
+        },
+    }
+}
+
+/// A descriptor that tells of these signals, which do nothing else any more.
+pub(super) fn signals(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
+    // SAFETY: the set is a live local; the process has one thread.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in signals {
+            libc::sigaddset(&mut set, *signal);
+        }
+        check(libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))?;
+        owned(libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))
+    }
+}
+
+/// No other process of our user may look into this one.
+pub(super) fn hide() -> io::Result<()> {
+    // SAFETY: sets an attribute of this process; no memory is involved.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }).map(drop)
+}
+
+/// How long a receive may take, in seconds; 0 for ever.
+pub(super) fn receive_timeout(fd: RawFd, seconds: i64) -> io::Result<()> {
+    let time = libc::timeval { tv_sec: seconds as _, tv_usec: 0 };
+    let size = size_of::<libc::timeval>() as libc::socklen_t;
+    // SAFETY: `time` lives through the call, and `size` is its size.
+    check(unsafe {
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, (&raw const time).cast(), size)
+    })
+    .map(drop)
+}
+
+/// Ends a connection for every copy of its descriptor.
+pub(super) fn shut_down(fd: RawFd) {
+    // SAFETY: takes numbers only.
+    unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
+}

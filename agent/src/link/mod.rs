@@ -53,7 +53,7 @@ pub enum ToLink {
     Send(Numbered),
     /// A sign of life; may be lost.
     Beat {
-        /// Longest time until the next, in milliseconds.
+        /// Longest time until the next, in milliseconds; 0: as often as the hub asked for.
         every_ms: u64,
         /// What the board is like, when a report is due.
         sample: Option<Box<Sample>>,

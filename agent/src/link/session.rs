@@ -202,7 +202,11 @@ async fn steady(
         match command {
             ToLink::Beat { every_ms, sample } => {
                 let every_ms = every_ms.try_into().unwrap_or(u32::MAX);
-                datagram(connection, &FromAgent::Beat { every_ms, sample });
+                let beat = match sample {
+                    None if every_ms == 0 => FromAgent::Alive,
+                    sample => FromAgent::Beat { every_ms, sample },
+                };
+                datagram(connection, &beat);
             }
             ToLink::Send(message) => {
                 if outbox.try_send(message).is_err() {

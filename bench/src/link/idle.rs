@@ -16,7 +16,8 @@ pub(super) fn run(options: &Options, rig: &mut Rig) -> Result<Report> {
     let (name, _) = options.link();
     let nat = options.nat.map_or("no NAT".into(), |nat| format!("a NAT of {} s", nat.as_secs()));
     let profile = options.profile.as_str();
-    let what = format!("an idle agent ({profile}) on {name}, {nat}: IP bytes");
+    let telemetry = if options.telemetry { "on" } else { "off" };
+    let what = format!("an idle agent ({profile}, telemetry {telemetry}) on {name}, {nat}: IP bytes");
     let mut report = Report::new(what, Unit::Bytes);
     let start = rig.passed();
     rig.enrol(profile)?;

@@ -25,7 +25,8 @@ pub const USAGE: &str = "dunlin-bench link [connect|cut|job|idle] [--link lan|lt
          [--json FILE] [--bin DIR]        all of them without a word; --bin has dunlin-hub and dunlin-agent
          [--cut SECONDS[,SECONDS]]        cut: how long (5); n is 20 of each
          [--profile lan|wan|metered]      cut, job, idle: the agent's (wan)
-         [--seconds S] [--nat SECONDS]    idle: how long to watch (600); a NAT that forgets after so long";
+         [--seconds S] [--nat SECONDS]    idle: how long to watch (600); a NAT that forgets after so long
+         [--telemetry on|off]             whether the agent reports its board (on)";
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -39,6 +40,7 @@ pub struct Options {
     profile: Profile,
     seconds: u64,
     nat: Option<Duration>,
+    telemetry: bool,
 }
 
 type Measure = fn(&Options, &mut Rig) -> Result<Report>;
@@ -59,6 +61,7 @@ impl Options {
             profile: Profile::Wan,
             seconds: 600,
             nat: None,
+            telemetry: true,
         };
         let mut args = args.iter();
         while let Some(&arg) = args.next() {
@@ -92,6 +95,8 @@ impl Options {
                 "--profile" => options.profile = Profile::parse(value).ok_or_else(bad)?,
                 "--seconds" => options.seconds = number()?,
                 "--nat" => options.nat = Some(Duration::from_secs(number()?)),
+                "--telemetry" if matches!(*value, "on" | "off") => options.telemetry = *value == "on",
+                "--telemetry" => return Err(bad()),
                 _ => return Err(format!("`{arg}` is not known")),
             }
         }
@@ -157,6 +162,7 @@ mod tests {
             ("cut --link moon", "--link moon"),
             ("cut --cut 1,", "--cut 1,"),
             ("--what 1", "`--what`"),
+            ("idle --telemetry no", "--telemetry no"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(want), "{text}: {error}");

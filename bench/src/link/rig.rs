@@ -108,7 +108,7 @@ impl Rig {
             path.join("hub.toml"),
             format!("quic = \"{HUB}\"\nhttp = \"{API}\"\n[api]\nrate_per_s = 1000000\nburst = 1000000\n"),
         )?;
-        std::fs::write(path.join("agent.toml"), "")?;
+        std::fs::write(path.join("agent.toml"), format!("telemetry = {}\n", options.telemetry))?;
         std::fs::write(path.join("policy.toml"), policy(&path))?;
         let (agent, hub, api) = (None, None, None);
         let mut rig = Self { agent, hub, api, wan, bin, stamps: 0, dir: Some(dir), path };
@@ -177,7 +177,8 @@ impl Rig {
 
     /// Starts the real agent, and does not wait. When it was started.
     pub(super) fn start_agent(&mut self) -> Result<u64> {
-        let args = ["run", "--data", "board", "--config", "agent.toml", "--policy", "policy.toml"];
+        let args =
+            ["run", "--with-exec", "--data", "board", "--config", "agent.toml", "--policy", "policy.toml"];
         let (proc, began) = self.spawn(&self.wan.board, "dunlin-agent", &args)?;
         self.agent = Some(proc);
         Ok(began)

@@ -230,8 +230,11 @@ impl Hub {
                 self.send_abort(attempt, turn);
             }
         }
-        let heard = self.members.get(name).and_then(|m| m.session.as_ref()).map_or(0, |s| s.heard);
-        turn.send(conn, ToAgent::Renewed { heard, leases });
+        // Nothing goes on when the outcome overtook its Accepted: it has its own answer.
+        if !leases.is_empty() {
+            let heard = self.members.get(name).and_then(|m| m.session.as_ref()).map_or(0, |s| s.heard);
+            turn.send(conn, ToAgent::Renewed { heard, leases });
+        }
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use dunlin_wire::datagram::FromHub;
 use dunlin_wire::message::ToAgent;
 use dunlin_wire::window::FlooredConfig;
 use peers::Watched;
-use quinn::{Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn::{AckFrequencyConfig, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use rustls::server::StoresServerSessions;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -31,6 +31,8 @@ const OUTBOX_MAX: usize = 1024;
 const HANDSHAKES_MAX: usize = 256;
 /// Three times the longest heartbeat. The agent's own, shorter, idle timeout holds; liveness is judged above QUIC.
 const IDLE: Duration = Duration::from_secs(900);
+/// Packets that an agent may leave unacknowledged for QUIC's usual delay.
+const ACK_EVERY: u32 = 4;
 /// Datagrams that may wait, in bytes.
 const DATAGRAMS: usize = 16 * 1024;
 /// How long a handshake, and then the first message, may take.
@@ -162,7 +164,12 @@ fn endpoint_config(identity: &Identity) -> EndpointConfig {
 
 fn transport() -> TransportConfig {
     let mut transport = TransportConfig::default();
+    // An acknowledgement and a grant behind each other would be answered at once by a packet of its own; the answer to
+    // the grant carries it, if it comes within the usual delay (draft-ietf-quic-ack-frequency).
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY));
     transport
+        .ack_frequency_config(Some(acks))
         .max_idle_timeout(Some(IdleTimeout::try_from(IDLE).unwrap_or(VarInt::MAX.into())))
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(128))

@@ -206,21 +206,22 @@ async fn datagrams(
     while let Ok(bytes) = connection.read_datagram().await {
         to_agent.said.telemetry_in.fetch_add(bytes.len() as u64, Relaxed);
         let moved = std::mem::replace(&mut addr, connection.remote_address()) != addr;
-        match postcard::from_bytes(&bytes) {
-            Ok(FromAgent::Beat { every_ms, sample }) => {
-                if moved {
-                    tracing::debug!(conn = conn.0, %addr, every_ms, "an agent's address changed over its silence");
-                    to_agent.send(ToAgent::Moved);
-                }
-                lines.events.send(Event::Beat { conn, every_ms, sample }).await.ok()?;
-            }
+        let (every_ms, sample) = match postcard::from_bytes(&bytes) {
+            Ok(FromAgent::Beat { every_ms, sample }) => (every_ms, sample),
+            Ok(FromAgent::Alive) => (0, None),
             Ok(FromAgent::Probe) => {
                 if let Ok(echo) = postcard::to_stdvec(&FromHub::Echo) {
                     let _lost = connection.send_datagram(echo.into());
                 }
+                continue;
             }
             Err(_) => return Some(CloseCode::Garbage),
+        };
+        if moved {
+            tracing::debug!(conn = conn.0, %addr, every_ms, "an agent's address changed over its silence");
+            to_agent.send(ToAgent::Moved);
         }
+        lines.events.send(Event::Beat { conn, every_ms, sample }).await.ok()?;
     }
     None
 }

@@ -59,7 +59,7 @@ fn a_job_that_kills_its_guard_dies_with_everything_it_started() {
 }
 
 #[test]
-fn an_orphan_of_agent_and_guard_is_killed_by_the_next_start() {
+fn an_orphan_of_executor_and_guard_is_killed_by_the_next_start() {
     let (_dir, fleet) = fleet();
     let _hub = fleet.start_hub().unwrap();
     fleet.enrol("a", &[]).unwrap();
@@ -75,13 +75,32 @@ fn an_orphan_of_agent_and_guard_is_killed_by_the_next_start() {
     let script = "setsid env -i /bin/sh -c 'while :; do sleep 7777.5; done' & while ! test -e go7778; do sleep 0.05; done; kill -9 $PPID; sleep 9";
     sh(&fleet, script, json!({"maxAttempts": 1}));
     until("the orphan-to-be runs", || runs("sleep\x007777.5").then_some(()));
+    let exec = child_of(a.proc.pid(), "executor");
     a.proc.signal("STOP");
+    signal(exec, "STOP");
     std::fs::write(fleet.dir().join("work/go7778"), "").unwrap();
     until("guard and lead are gone", || (!runs("go7778")).then_some(()));
     assert!(runs("sleep\x007777.5"), "nobody was there to kill it");
+    signal(exec, "KILL");
     a.proc.kill();
     let _a = fleet.start_agent("a").unwrap();
     until("the next start kills it", || (!runs("7777.5")).then_some(()));
+}
+
+/// The child of a process that has this word in its command line.
+fn child_of(pid: u32, word: &str) -> u32 {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let mut children = children.split_whitespace();
+    let found = children.find(|child| {
+        let line = std::fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+        line.split(|b| *b == 0).any(|w| w == word.as_bytes())
+    });
+    found.unwrap().parse().unwrap()
+}
+
+fn signal(pid: u32, name: &str) {
+    let sent = std::process::Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
+    assert!(sent.is_ok_and(|s| s.success()), "kill -{name} {pid}");
 }
 
 #[test]

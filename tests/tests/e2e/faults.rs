@@ -20,7 +20,12 @@ fn a_second_daemon_on_the_same_directory_is_refused() {
     let (code, said) = refused(&fleet, &["--data", &data, "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
     assert!(code == 69 && said.contains("in use by another dunlin-hub"), "{said}");
     let _a = fleet.add_agent("a", &[]).unwrap();
-    let out = fleet.command("dunlin-agent").args(["run", "--data"]).arg(fleet.data("a")).output().unwrap();
+    let out = fleet
+        .command("dunlin-agent")
+        .args(["run", "--with-exec", "--data"])
+        .arg(fleet.data("a"))
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.code() == Some(69) && said.contains("in use by another dunlin-agent"), "{said}");
 }
@@ -41,7 +46,7 @@ fn ports_directories_and_configurations_are_checked_first() {
     std::fs::write(&bad, "\n[queue]\nmaximum = 5\n").unwrap();
     let (code, said) = refused(&fleet, &["--config", &bad.display().to_string()]);
     assert!(code == 64 && said.contains("bad.toml: line 3: unknown field `maximum`"), "{said}");
-    let out = fleet.command("dunlin-agent").args(["run", "--data", &other]).output().unwrap();
+    let out = fleet.command("dunlin-agent").args(["run", "--with-exec", "--data", &other]).output().unwrap();
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.code() == Some(69) && said.contains("dunlin-agent join TICKET"), "{said}");
 }

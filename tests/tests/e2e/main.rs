@@ -8,6 +8,7 @@ mod faults;
 mod https;
 mod nodes;
 mod restart;
+mod roles;
 mod sandbox;
 mod telemetry;
 mod uplink;

@@ -41,6 +41,9 @@ impl World {
             let later = at + self.rng.u64(1..20_000);
             self.push(later, conn, Packet::ToBoard(message.clone()));
         }
+        if let ToAgent::Renewed { leases, .. } = &message {
+            assert!(!leases.is_empty(), "a renewal of nothing is a packet for nothing");
+        }
         self.push(at, conn, Packet::ToBoard(message));
     }
 

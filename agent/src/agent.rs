@@ -51,10 +51,12 @@ pub fn run(config: &Config) -> Result<()> {
         let (local, posture) = (uplink.is_local(), POSTURE);
         tracing::info!(hub = %uplink.addr, label = uplink.label(), local, posture, "uplink");
     }
-    let (events, inbox) = mpsc::channel(EVENTS_MAX);
+    let (events, mut inbox) = mpsc::channel(EVENTS_MAX);
     let (commands, to_link) = mpsc::channel(EVENTS_MAX);
     // Before anything is reported, the executor has proven gone what an earlier start left running.
     let exec = executor(config, events.clone())?;
+    // The policy and what jobs can be shut in with: the first Hello says it.
+    let policy = inbox.blocking_recv().context("the executor is gone")?;
     let state = LinkState { connected: false, hub: String::new(), last: None, failures: 0 };
     let (state, link_state) = watch::channel(state);
     let bytes = Arc::new(AtomicU64::new(0));
@@ -85,7 +87,8 @@ pub fn run(config: &Config) -> Result<()> {
     }
     drop(events);
     let mut out = Vec::new();
-    let core = Core::new(setup, loaded, &mut out);
+    let mut core = Core::new(setup, loaded, &mut out);
+    core.handle(policy, clock::boot_ms(), &mut out);
     let agent = Agent {
         core,
         store,

@@ -6,12 +6,12 @@ use crate::core::Core;
 use crate::core::uplinks::{self, POSTURE, Uplink};
 use crate::event::{Effect, Event, Setup};
 use crate::exec::message::{Decision, FromExec, ToExec};
-use crate::exec::{ExecConfig, ExecError, Executor, Signing};
+use crate::exec::{self, ExecConfig, ExecError, Executor, Signing};
 use crate::files::{Enrolled, Files};
 use crate::link::{self, LinkConfig, LinkState, ToLink};
 use crate::spending::Spending;
 use crate::store::Store;
-use crate::telemetry::sampler;
+use crate::telemetry::{Marker, sampler};
 use anyhow::{Context, Result, bail};
 use dunlin_wire::Tag;
 use dunlin_wire::job::{Denial, Outcome, Report};
@@ -51,10 +51,12 @@ pub fn run(config: &Config) -> Result<()> {
         let (local, posture) = (uplink.is_local(), POSTURE);
         tracing::info!(hub = %uplink.addr, label = uplink.label(), local, posture, "uplink");
     }
-    let (events, inbox) = mpsc::channel(EVENTS_MAX);
+    let (events, mut inbox) = mpsc::channel(EVENTS_MAX);
     let (commands, to_link) = mpsc::channel(EVENTS_MAX);
     // Before anything is reported, the executor has proven gone what an earlier start left running.
     let exec = executor(config, events.clone())?;
+    // The policy and what jobs can be shut in with: the first Hello says it.
+    let policy = inbox.blocking_recv().context("the executor is gone")?;
     let state = LinkState { connected: false, hub: String::new(), last: None, failures: 0 };
     let (state, link_state) = watch::channel(state);
     let bytes = Arc::new(AtomicU64::new(0));
@@ -75,7 +77,8 @@ pub fn run(config: &Config) -> Result<()> {
     if config.telemetry {
         // It must not keep the loop's inbox open. A reading that finds no room there is dropped: the next tells more.
         let events = events.downgrade();
-        sampler::spawn(config.mounts.clone(), move |reading| {
+        let marker = Marker { variable: exec::marker(&config.data), cgroup: exec::prefix(&config.data) };
+        sampler::spawn(config.mounts.clone(), marker, move |reading| {
             events.upgrade().is_some_and(|events| match events.try_send(Event::Reading(reading)) {
                 Err(TrySendError::Closed(_)) => false,
                 Ok(()) | Err(TrySendError::Full(_)) => true,
@@ -84,7 +87,8 @@ pub fn run(config: &Config) -> Result<()> {
     }
     drop(events);
     let mut out = Vec::new();
-    let core = Core::new(setup, loaded, &mut out);
+    let mut core = Core::new(setup, loaded, &mut out);
+    core.handle(policy, clock::boot_ms(), &mut out);
     let agent = Agent {
         core,
         store,

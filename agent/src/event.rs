@@ -52,6 +52,8 @@ pub struct Reading {
     pub inventory: Arc<Inventory>,
     /// A value for each slot of the inventory, in its unit; `None` is unknown.
     pub values: Vec<Option<i64>>,
+    /// Memory of GPUs with memory of their own that attempts use, in MiB; those that use none are not listed.
+    pub jobs: Vec<(Fence, u64)>,
 }
 
 /// Out of the core. The loop commits every `Store` of a batch in one transaction before it does anything else of it.

@@ -33,6 +33,11 @@ pub fn stale_after() -> Option<std::time::Duration> {
     text.parse().ok().map(std::time::Duration::from_millis)
 }
 
+/// A copy of another board that is read instead of this machine, when a test says so (`DUNLIN_SYSROOT`).
+pub fn sysroot() -> Option<std::path::PathBuf> {
+    cfg!(feature = "fault").then(|| std::env::var_os("DUNLIN_SYSROOT"))?.map(Into::into)
+}
+
 /// The variable by which a test masks rungs of the ladder that kills a job (some of `cgroup.kill`, `cgroup.freeze`,
 /// `freezer`, `kill-user`, `walk`, with commas between), system calls that older kernels lack (`mount_setattr`), and
 /// layers of the sandbox (`layer:landlock` and so on).

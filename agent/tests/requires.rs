@@ -36,7 +36,7 @@ fn start(free: Option<i64>) -> Vec<Effect> {
     if let Some(free) = free {
         let inventory = Inventory { number: 1, slots: vec![Slot::MemoryAvailable], ..Inventory::default() };
         core.handle(
-            Event::Reading(Reading { inventory: inventory.into(), values: vec![Some(free)] }),
+            Event::Reading(Reading { inventory: inventory.into(), values: vec![Some(free)], jobs: vec![] }),
             0,
             &mut out,
         );

@@ -74,7 +74,7 @@ fn day(profile: Profile) -> (usize, usize, usize) {
             *x = (*x + (random(&mut state) - 0.5) * 0.4).clamp(-1.0, 2.0);
             Some(a + (swing as f64 * *x) as i64)
         });
-        let reading = Reading { values: values.collect(), inventory: before.inventory.clone() };
+        let reading = Reading { values: values.collect(), inventory: before.inventory.clone(), jobs: vec![] };
         reports.handle_reading(&reading, now);
         if let Some(inventory) = reports.untold() {
             bytes += frame(ToHub::Inventory(Box::new(inventory)));

@@ -9,8 +9,7 @@ fn main() -> ExitCode {
     let done = match args.as_slice() {
         ["claim"] => claim::run(1000),
         ["claim", n] if n.parse::<usize>().is_ok() => claim::run(n.parse().unwrap_or(1000)),
-        // The executor starts this program again, as a job's guard.
-        ["guard"] => return ExitCode::from(dunlin_agent::exec::guard::main()),
+        // The executor is this program again.
         ["executor", ..] => return dunlin_agent::commands::executor::of_parent(std::env::args_os().skip(2)),
         ["exec"] => exec::run(200),
         ["exec", n] if n.parse::<usize>().is_ok() => exec::run(n.parse().unwrap_or(200)),

@@ -1,11 +1,12 @@
 //! Everything the loop is told ([`Event`]) and everything it says after a commit ([`Effect`]). Closed lists.
 
 use crate::core::health::Health;
+use crate::core::history::Row;
 use crate::core::node::{Node, NodeSpec};
 use crate::core::task::{State, Task, TaskSpec};
-use crate::core::telemetry::Row;
+use crate::core::telemetry::Raised;
 use dunlin_wire::message::{Numbered, ToAgent, Upload};
-use dunlin_wire::telemetry::{Figure, Inventory, Sample};
+use dunlin_wire::telemetry::{Alarm, Figure, Inventory, Sample};
 use dunlin_wire::{CloseCode, Fence, Key, NodeName, TaskId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -314,6 +315,8 @@ pub struct NodeView {
     pub board: Option<BoardView>,
     /// Version of the key set it has in force; `None` when it trusts no signatures, or is not there.
     pub key_set: Option<u64>,
+    /// Alarms since the hub started, the newest of each kind.
+    pub alarms: BTreeMap<Alarm, Raised>,
     /// Code of the outcome it last reported.
     pub last_outcome: Option<String>,
     /// Its connection.
@@ -364,6 +367,8 @@ pub struct Figures {
     pub refused: BTreeMap<&'static str, u64>,
     /// What boards last said of themselves.
     pub boards: Vec<(NodeName, BoardView)>,
+    /// Alarms of boards, by kind.
+    pub alarms: Vec<(NodeName, Alarm, u64)>,
     /// Open connections now.
     pub connections: u64,
     /// Bytes of all connections since the hub started.

@@ -9,7 +9,7 @@ use dunlin_wire::job::*;
 use dunlin_wire::keys::{Cert, KeySet, Kind, Scope};
 use dunlin_wire::message::*;
 use dunlin_wire::seal::{Context, Sealed};
-use dunlin_wire::telemetry::{Figure, Inventory, Sample, Slot};
+use dunlin_wire::telemetry::{Alarm, Figure, Inventory, Sample, Slot};
 use dunlin_wire::{ClaimId, Fence, FleetId, Key, TaskId};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 
@@ -50,6 +50,12 @@ fn report() -> Box<Report> {
             StreamEnd { end: 9, truncated: 2, head: 3, digest: [7; 8] },
             StreamEnd { end: 0, truncated: 0, head: 0, digest: [0; 8] },
         ],
+        peaks: Peaks {
+            gpu_permille: Some(630),
+            memory_used_mib: None,
+            gpu_memory_mib: Some(1),
+            energy_mwh: Some(2),
+        },
     })
 }
 
@@ -80,6 +86,8 @@ fn inventory() -> Inventory {
         Slot::DiskWritten,
         Slot::Filesystem { name: name("/"), total_mib: 300 },
         Slot::Wear { name: name("d") },
+        Slot::FurtherGpu { name: name("1") },
+        Slot::GpuMemoryFree { name: name("1"), total_mib: 300 },
     ];
     Inventory {
         number: 1,
@@ -141,8 +149,9 @@ fn messages_to_the_hub() {
         ("Leaving", ToHub::Leaving, GOLDEN[8]),
         ("Holding", holding, GOLDEN[9]),
         ("Inventory", ToHub::Inventory(Box::new(inventory())), GOLDEN[21]),
+        ("Alarm", ToHub::Alarm { alarm: Alarm::Hot, name: "tj".into(), age_ms: 5 }, "81010b0402746a05"),
         ("Sample", ToHub::Sample(Box::new(Sample { base: None, ..delta() })), GOLDEN[22]),
-        ("Keys", ToHub::Keys { version: 300 }, "81010bac02"),
+        ("Keys", ToHub::Keys { version: 300 }, "81010cac02"),
     ] {
         check(what, &numbered(message), golden);
     }
@@ -285,7 +294,7 @@ const GOLDEN: [&str; 24] = [
     "810104f0a204",
     "81010501f0a20401ac020101ab02030001f0011e08018f06000900",
     "81010600f0a2040109020102",
-    "81010601027431f0a204010301800c010172080808080808080801a09c01050102030405010609020307070707070707070000000000000000000000",
+    "81010601027431f0a204010301800c010172080808080808080801a09c0105010203040501060902030707070707070707000000000000000000000001f6040001010102",
     "810107",
     "8101080102743105010106",
     "000102038827",
@@ -299,7 +308,7 @@ const GOLDEN: [&str; 24] = [
     "0802030100b0ea010102020101030204",
     "00 0101 0201 0301 0400 0526 060c04 07 08 0902 0a03 0b 0c",
     "malformed not_absolute not_allowlisted argument argument_option argument_path argument_nul argument_control argument_charset argument_length env cwd user timeout_over_ceiling output_over_ceiling program_missing program_untrusted program_setid program_digest shell_disabled shell_unsigned signature_missing signature_invalid key_unknown key_revoked key_scope audience not_yet_valid expired replayed attempts_exhausted clock_untrusted replay_store_full sandbox_unavailable capability_missing busy draining disk_full policy_invalid",
-    "81010901016601016d0001016b0101700100010601c43b0100010167010101091800010203040506070108017209017401b4100a0b0c0d020e0f10111213141516012fac02170164",
+    "81010901016601016d0001016b0101700100010601c43b0100010167010101091a00010203040506070108017209017401b4100a0b0c0d020e0f10111213141516012fac02170164180131190131ac02",
     "81010aac020100030001f0011e08018f06000900",
     "00a8c30101ac020101ab02030001f0011e08018f06000900",
 ];

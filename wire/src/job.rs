@@ -4,7 +4,7 @@ use crate::limits;
 use serde::{Deserialize, Serialize};
 
 pub use crate::outcome::{
-    Denial, Interruption, Limit, Outcome, Report, SpawnStep, StreamEnd, TimeoutPhase, Usage, layer,
+    Denial, Interruption, Limit, Outcome, Peaks, Report, SpawnStep, StreamEnd, TimeoutPhase, Usage, layer,
 };
 
 /// The typed kinds of work. Append only.

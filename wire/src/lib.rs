@@ -15,6 +15,7 @@ pub mod job;
 pub mod keys;
 pub mod limits;
 pub mod message;
+pub mod nvml;
 pub mod outcome;
 pub mod prober;
 pub mod require;

@@ -12,7 +12,7 @@
 use crate::ids::{ClaimId, Fence, FleetId, NodeName, Tag, TaskId};
 use crate::job::{CancelledBy, Delivery, Job, OnDisconnect, Report, Stream};
 use crate::require::Require;
-use crate::telemetry::{Inventory, Sample};
+use crate::telemetry::{Alarm, Inventory, Sample};
 use serde::{Deserialize, Serialize};
 
 /// A frame on the control stream from the agent.
@@ -68,6 +68,15 @@ pub enum ToHub {
     Inventory(Box<Inventory>),
     /// A full sample, which deltas may be based on.
     Sample(Box<Sample>),
+    /// The board is in trouble. Said at once, of each kind at most every [`crate::telemetry::ALARM_MS`].
+    Alarm {
+        /// What it is.
+        alarm: Alarm,
+        /// The sensor or filesystem, as the board calls it, at most `limits::NAME_MAX` bytes; else empty.
+        name: String,
+        /// How long ago it was seen, in milliseconds: there may have been no connection.
+        age_ms: u64,
+    },
     /// Version of the key set in force, 0 for none: said when the connection stands, and after each change. Whoever
     /// never says it trusts no signatures. Answered by `Keys` when the hub has a newer one.
     Keys {

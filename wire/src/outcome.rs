@@ -360,6 +360,20 @@ pub struct Usage {
     pub peak_memory_kib: Option<u64>,
 }
 
+/// What the board was like while an attempt ran, from readings every 2 s. All but `gpu_memory_mib` is of the whole board,
+/// whatever else ran on it. `None` is unknown: without a source, or when no reading fell into the attempt.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peaks {
+    /// Greatest load of the (first) GPU, in permille.
+    pub gpu_permille: Option<u32>,
+    /// Most memory that was in use, in MiB.
+    pub memory_used_mib: Option<u64>,
+    /// Most memory that the attempt's own processes used of GPUs with memory of their own, in MiB.
+    pub gpu_memory_mib: Option<u64>,
+    /// What the board drew from start to end, in mWh: its total, or the sum of its rails.
+    pub energy_mwh: Option<u64>,
+}
+
 /// An outcome with everything that belongs to it. Sent until it is acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -379,6 +393,8 @@ pub struct Report {
     pub usage: Usage,
     /// End of stdout, then of stderr.
     pub streams: [StreamEnd; 2],
+    /// What the board was like meanwhile.
+    pub peaks: Peaks,
 }
 
 impl Report {
@@ -393,6 +409,7 @@ impl Report {
             sandbox: 0,
             usage: Usage::default(),
             streams: Default::default(),
+            peaks: Peaks::default(),
         }
     }
 }

@@ -147,8 +147,11 @@ impl Facts<'_> {
         let inventory = self.inventory;
         let tenths = |n: i64| Value::Tenths(n.saturating_mul(10));
         match subject {
-            // Only memory that is the board's own: what a GPU of its own has free, nothing here knows.
-            Subject::GpuMemoryFree if inventory.gpu_memory_shared != Some(true) => None,
+            // A job runs on one GPU: on that which has most.
+            Subject::GpuMemoryFree if inventory.gpu_memory_shared != Some(true) => {
+                let own = self.known().filter(|(slot, _)| matches!(slot, Slot::GpuMemoryFree { .. }));
+                own.filter_map(|(_, figure)| Some(figure?.mean)).max().map(tenths)
+            }
             Subject::GpuMemoryFree | Subject::MemoryFree => self.mean(&Slot::MemoryAvailable).map(tenths),
             // Of the filesystem that has least; one that does not answer may be that.
             Subject::DiskFree => {
@@ -353,6 +356,18 @@ mod tests {
         check("temperatureHeadroomC >= 0", &board, &hot, Err("temperatureHeadroomC is unknown"));
         let other = Inventory { gpu_memory_shared: None, l4t: None, ..board.clone() };
         check("gpuMemoryFreeMib >= 0", &other, &figures, Err("gpuMemoryFreeMib is unknown"));
+        let own = |name: &str| Slot::GpuMemoryFree { name: name.into(), total_mib: 9000 };
+        let slots = vec![Slot::MemoryAvailable, own("0"), own("1"), own("2")];
+        let discrete = Inventory { gpu_memory_shared: Some(false), slots, ..Inventory::default() };
+        let figures = [figure(9999), figure(100), None, figure(2048)];
+        check("gpuMemoryFreeMib >= 2048", &discrete, &figures, Ok(()));
+        check("gpuMemoryFreeMib > 2048", &discrete, &figures, Err("gpuMemoryFreeMib is 2048, not > 2048"));
+        check(
+            "gpuMemoryFreeMib >= 0",
+            &discrete,
+            &[figure(9), None, None, None],
+            Err("gpuMemoryFreeMib is unknown"),
+        );
         check("l4t >= 0", &other, &figures, Err("l4t is unknown"));
         let require: Require = "not throttled".parse().unwrap();
         assert_eq!(require.check(None), Err("throttled is unknown".into()));

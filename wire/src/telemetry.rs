@@ -14,6 +14,41 @@ use std::marker::PhantomData;
 /// Full samples are at most this many reports apart.
 pub const FULL_EVERY: u32 = 60;
 
+/// Alarms of one kind are at least this far apart, in milliseconds.
+pub const ALARM_MS: u64 = 30_000;
+
+/// What cannot wait for a report. Append only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Alarm {
+    /// Something began to be slowed down.
+    Throttled,
+    /// The supply's voltage dropped.
+    UnderVoltage,
+    /// The kernel killed for want of memory.
+    OomKill,
+    /// A filesystem has less than 5 % left.
+    DiskLow,
+    /// A temperature is within 5 C of its trip point.
+    Hot,
+}
+
+impl Alarm {
+    /// Every kind, in wire order.
+    pub const ALL: [Alarm; 5] =
+        [Alarm::Throttled, Alarm::UnderVoltage, Alarm::OomKill, Alarm::DiskLow, Alarm::Hot];
+
+    /// The stable word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Alarm::Throttled => "throttled",
+            Alarm::UnderVoltage => "under_voltage",
+            Alarm::OomKill => "oom_kill",
+            Alarm::DiskLow => "disk_low",
+            Alarm::Hot => "hot",
+        }
+    }
+}
+
 /// What rarely changes. At connect, and when it did change.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {
@@ -121,6 +156,18 @@ pub enum Slot {
         /// The disk.
         name: String,
     },
+    /// Busy share of a further GPU, in permille: where there are several, the first is [`Slot::Gpu`].
+    FurtherGpu {
+        /// The driver's number of it.
+        name: String,
+    },
+    /// What is free of the memory that a GPU, or an instance of one, has for itself, in MiB.
+    GpuMemoryFree {
+        /// The driver's number of it: `0`; of an instance `0/1`.
+        name: String,
+        /// All of it, in MiB.
+        total_mib: u64,
+    },
 }
 
 impl Slot {
@@ -153,6 +200,8 @@ impl Slot {
             Slot::DiskWritten => ("diskWritten", ""),
             Slot::Filesystem { name, .. } => ("filesystem", name),
             Slot::Wear { name } => ("wear", name),
+            Slot::FurtherGpu { name } => ("gpu", name),
+            Slot::GpuMemoryFree { name, .. } => ("gpuMemoryFree", name),
         }
     }
 
@@ -185,8 +234,9 @@ impl Slot {
         match self {
             Slot::Temperature { .. } => 10,
             Slot::Power { .. } | Slot::Rail { .. } => (value.unsigned_abs() * 3 / 100).max(20),
-            Slot::Cpu | Slot::Gpu | Slot::Load => 20,
-            Slot::MemoryAvailable | Slot::SwapUsed | Slot::GpuMemoryUsed | Slot::Filesystem { .. } => 8,
+            Slot::Cpu | Slot::Gpu | Slot::FurtherGpu { .. } | Slot::Load => 20,
+            Slot::MemoryAvailable | Slot::SwapUsed | Slot::GpuMemoryUsed => 8,
+            Slot::GpuMemoryFree { .. } | Slot::Filesystem { .. } => 8,
             Slot::GpuClock | Slot::Fan => value.unsigned_abs() / 20,
             // Whoever asks for a rate of these looks at minutes: 6 s of waiting, 8 MiB.
             Slot::CpuWaiting | Slot::MemoryWaiting | Slot::IoWaiting => 6_000,
@@ -254,7 +304,9 @@ impl Sample {
 }
 
 /// A list with a bound that is checked before anything is allocated for it.
-fn at_most_slots<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+pub(crate) fn at_most_slots<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<Vec<T>, D::Error> {
     struct Bounded<T>(PhantomData<T>);
 
     impl<'de, T: Deserialize<'de>> Visitor<'de> for Bounded<T> {

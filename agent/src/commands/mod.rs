@@ -9,8 +9,8 @@ mod join;
 pub mod policy;
 mod telemetry;
 
+use crate::agent;
 use crate::config::{Config, EXECUTOR_DATA, Overrides};
-use crate::{agent, exec};
 use lexopt::{Arg, Parser, ValueExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -76,10 +76,8 @@ const PEER: &str = "dunlin-agent";
 /// Runs `dunlin-agent` with the process's arguments.
 pub fn main() -> ExitCode {
     let mut raw = std::env::args_os().skip(1);
-    match raw.next() {
-        Some(word) if word == "guard" => return ExitCode::from(exec::guard::main()),
-        Some(word) if word == "executor" => return executor::of_parent(raw),
-        _ => {}
+    if raw.next().is_some_and(|word| word == "executor") {
+        return executor::of_parent(raw);
     }
     let args = match parse() {
         Ok(args) => args,

@@ -3,7 +3,7 @@
 
 use super::EX_USAGE;
 use crate::config::Config;
-use crate::telemetry::{Reader, Source, Sources, Sysroot};
+use crate::telemetry::{Nvml, Programs, Reader, Source, Sources, Sysroot};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 use std::path::Path;
@@ -24,6 +24,7 @@ pub(super) fn run(config: &Config, sysroot: Option<&Path>, watch: bool, as_json:
     let live = root.is_live();
     let mut reader = Reader::new(root, config.mounts.clone());
     if live {
+        reader = reader.with_nvml(Nvml::new(Programs::installed()));
         reader.read();
         std::thread::sleep(WARM_UP);
     }

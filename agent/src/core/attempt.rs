@@ -1,5 +1,6 @@
 //! An attempt, from its grant to its acknowledgement.
 
+use super::peaks::Watch;
 use super::{Attempt, Core, Phase};
 use crate::clock::BootMs;
 use crate::event::{Effect, Record, Write};
@@ -48,7 +49,7 @@ impl Core {
             report: None,
         };
         let (lease_ms, requires) = (grant.lease_ms, grant.requires);
-        let attempt = Attempt { record, phase, lease_until, lease_ms, abort: None, requires };
+        let attempt = Attempt { record, phase, lease_until, lease_ms, abort: None, requires, watch: None };
         self.attempts.insert(fence, attempt);
     }
 
@@ -96,15 +97,26 @@ impl Core {
         }
     }
 
+    pub(super) fn handle_started(&mut self, fence: Fence, now: BootMs, out: &mut Vec<Effect>) {
+        let power = self.reports.power();
+        if let Some(attempt) = self.attempts.get_mut(&fence) {
+            attempt.watch = Some(Watch::new(now, power));
+        }
+        self.say(ToHub::Started { fence }, now, out);
+    }
+
     pub(super) fn handle_ended(
         &mut self,
         fence: Fence,
-        report: Box<Report>,
+        mut report: Box<Report>,
         kept: [Vec<u8>; 2],
         now: BootMs,
         out: &mut Vec<Effect>,
     ) {
-        if self.attempts.get(&fence).is_some_and(|a| a.phase == Phase::Running) {
+        if let Some(attempt) = self.attempts.get_mut(&fence).filter(|a| a.phase == Phase::Running) {
+            if let Some(watch) = attempt.watch.take() {
+                report.peaks = watch.finish(now);
+            }
             if report.outcome == Outcome::Stuck {
                 self.quarantined += 1;
             }

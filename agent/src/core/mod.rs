@@ -6,6 +6,7 @@
 mod attempt;
 pub mod budget;
 pub mod keepalive;
+pub mod peaks;
 pub mod policy;
 pub mod reports;
 pub mod trust;
@@ -13,7 +14,7 @@ mod uplink;
 pub mod uplinks;
 
 use crate::clock::BootMs;
-use crate::event::{Effect, Event, Loaded, Record, Setup, Write};
+use crate::event::{Effect, Event, Loaded, Reading, Record, Setup, Write};
 use crate::exec::message::{EndCause, FromExec, PolicyState, ToExec, Work};
 use budget::Thrift;
 use dunlin_wire::job::{Interruption, Outcome, Report};
@@ -21,6 +22,7 @@ use dunlin_wire::message::{AbortCause, ToHub};
 use dunlin_wire::require::Require;
 use dunlin_wire::{ClaimId, Fence};
 use keepalive::Keepalive;
+use peaks::Watch;
 use reports::Reports;
 use std::collections::{BTreeMap, BTreeSet};
 use uplink::Link;
@@ -53,6 +55,8 @@ struct Attempt {
     lease_ms: u64,
     abort: Option<AbortCause>,
     requires: Vec<Require>,
+    // From its start.
+    watch: Option<Watch>,
 }
 
 /// The agent's state.
@@ -114,6 +118,7 @@ impl Core {
                 lease_ms: 0,
                 abort: None,
                 requires: Vec::new(),
+                watch: None,
             };
             core.attempts.insert(fence, attempt);
         }
@@ -135,7 +140,7 @@ impl Core {
             Event::ReloadPolicy => out.push(Effect::Exec(ToExec::ReloadPolicy)),
             // The loop ends by it.
             Event::ExecutorGone => {}
-            Event::Reading(reading) => self.reports.handle_reading(&reading, now),
+            Event::Reading(reading) => self.handle_reading(&reading, now),
             Event::Shutdown => self.handle_shutdown(now, out),
         }
         self.claim(now, out);
@@ -147,7 +152,7 @@ impl Core {
         match message {
             FromExec::Policy(policy) => self.policy = Some(policy),
             FromExec::Prepared { fence, decision } => self.handle_prepared(fence, decision, now, out),
-            FromExec::Started { fence } => self.say(ToHub::Started { fence }, now, out),
+            FromExec::Started { fence } => self.handle_started(fence, now, out),
             FromExec::Output { fence, stream, offset, bytes } => {
                 if self.is_welcome() && self.thrift < Thrift::Spent {
                     out.push(Effect::Live { fence, stream, offset, bytes });
@@ -160,6 +165,15 @@ impl Core {
                 }
             }
             FromExec::Ended { fence, report, kept } => self.handle_ended(fence, report, kept, now, out),
+        }
+    }
+
+    fn handle_reading(&mut self, reading: &Reading, now: BootMs) {
+        self.reports.handle_reading(reading, now);
+        for (fence, attempt) in &mut self.attempts {
+            if let Some(watch) = &mut attempt.watch {
+                watch.handle_reading(reading, *fence, now);
+            }
         }
     }
 

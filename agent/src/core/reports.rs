@@ -6,11 +6,9 @@ use crate::event::Reading;
 use dunlin_wire::limits::DELTA_MAX;
 use dunlin_wire::message::Profile;
 use dunlin_wire::require::{Facts, Require};
-use dunlin_wire::telemetry::{FULL_EVERY, Figure, Inventory, Sample, Slot};
+use dunlin_wire::telemetry::{ALARM_MS, Alarm, FULL_EVERY, Figure, Inventory, Sample, Slot};
 use std::sync::Arc;
 
-/// News of one kind is told at once at most this often, in milliseconds.
-const ALARM_MS: BootMs = 30_000;
 /// How old a reading may be that decides whether a job starts, in milliseconds.
 const FRESH_MS: BootMs = 10_000;
 /// A temperature this near to its trip point is news, in tenths of a degree.
@@ -34,6 +32,16 @@ struct Sum {
     last: i64,
 }
 
+/// One kind of alarm.
+#[derive(Debug, Clone, Default)]
+struct Watched {
+    // Whether what lasts is known to the hub, and when it was last taken for news.
+    is_told: bool,
+    news_at: Option<BootMs>,
+    // What is to be told of: where, and when it was seen.
+    untold: Option<(String, BootMs)>,
+}
+
 /// State of all this.
 #[derive(Debug)]
 pub struct Reports {
@@ -46,8 +54,8 @@ pub struct Reports {
     base: Option<(u32, Vec<Option<Figure>>)>,
     since_full: u32,
     reported_at: BootMs,
-    // What cannot wait: as it was, when it was last told at once, and whether it is to be told now.
-    alarms: [(bool, Option<BootMs>); 5],
+    // What cannot wait, by kind.
+    alarms: [Watched; Alarm::ALL.len()],
     before: Vec<Option<i64>>,
     read_at: BootMs,
     urgent: bool,
@@ -111,6 +119,24 @@ impl Reports {
         self.told = Some(inventory.number);
         self.base = None;
         Some((**inventory).clone())
+    }
+
+    /// Alarms that the hub was not told: kind, the board's name of the place, and age in milliseconds.
+    pub fn take_alarms(&mut self, now: BootMs) -> Vec<(Alarm, String, u64)> {
+        let untold = Alarm::ALL.into_iter().zip(&mut self.alarms);
+        untold
+            .filter_map(|(alarm, watched)| {
+                let (name, at) = watched.untold.take()?;
+                Some((alarm, name, now.saturating_sub(at)))
+            })
+            .collect()
+    }
+
+    /// What the board last drew, in mW, and when that was read.
+    pub fn power(&self) -> Option<(BootMs, i64)> {
+        let slots = &self.inventory.as_ref()?.slots;
+        let at = slots.iter().position(|slot| matches!(slot, Slot::Power { .. }))?;
+        Some((self.read_at, (*self.before.get(at)?)?))
     }
 
     /// Whether the hub must hear at once.
@@ -185,28 +211,40 @@ impl Reports {
     }
 
     fn look_for_alarms(&mut self, slots: &[Slot], values: &[Option<i64>], now: BootMs) {
-        let mut on = [false; 5];
+        let mut on: [Option<&str>; Alarm::ALL.len()] = Default::default();
         for (n, (slot, value)) in slots.iter().zip(values).enumerate() {
             let Some(value) = *value else { continue };
             let grew = self.before.get(n).copied().flatten().is_some_and(|before| value > before);
-            let (kind, is_on) = match slot {
-                Slot::Throttled => (0, value > 0),
-                Slot::UnderVoltage => (1, value > 0),
+            let (alarm, is_on) = match slot {
+                Slot::Throttled => (Alarm::Throttled, value > 0),
+                Slot::UnderVoltage => (Alarm::UnderVoltage, value > 0),
                 // The third counts instants, and climbs in the ordinary work of the fastest power mode.
-                Slot::OverCurrent { kind: 1 | 2 } => (1, grew),
-                Slot::OomKills => (2, grew),
-                Slot::Filesystem { total_mib, .. } => (3, value.unsigned_abs() * 20 < *total_mib),
-                Slot::Temperature { trip: Some(trip), .. } => (4, value >= i64::from(*trip) - NEAR_TRIP),
+                Slot::OverCurrent { kind: 1 | 2 } => (Alarm::UnderVoltage, grew),
+                Slot::OomKills => (Alarm::OomKill, grew),
+                Slot::Filesystem { total_mib, .. } => {
+                    (Alarm::DiskLow, value.unsigned_abs().saturating_mul(20) < *total_mib)
+                }
+                Slot::Temperature { trip: Some(trip), .. } => {
+                    (Alarm::Hot, value >= i64::from(*trip) - NEAR_TRIP)
+                }
                 _ => continue,
             };
-            on[kind] |= is_on;
+            if is_on {
+                on[alarm as usize].get_or_insert(slot.words().1);
+            }
         }
-        for (on, (was_on, told_at)) in on.into_iter().zip(&mut self.alarms) {
-            if on && !*was_on && told_at.is_none_or(|at| now >= at + ALARM_MS) {
-                *told_at = Some(now);
+        for (on, watched) in on.into_iter().zip(&mut self.alarms) {
+            let Some(name) = on else {
+                watched.is_told = false;
+                continue;
+            };
+            // What begins too early after the one before is news later, if it lasts.
+            if !watched.is_told && watched.news_at.is_none_or(|at| now >= at + ALARM_MS) {
+                watched.is_told = true;
+                watched.news_at = Some(now);
+                watched.untold = Some((name.to_owned(), now));
                 self.urgent = true;
             }
-            *was_on = on;
         }
     }
 }
@@ -228,7 +266,10 @@ mod tests {
     }
 
     fn read(reports: &mut Reports, values: [Option<i64>; 4], now: BootMs) {
-        reports.handle_reading(&Reading { inventory: inventory(1), values: values.to_vec() }, now);
+        reports.handle_reading(
+            &Reading { inventory: inventory(1), values: values.to_vec(), jobs: Vec::new() },
+            now,
+        );
     }
 
     fn started(profile: Profile) -> Reports {
@@ -311,10 +352,18 @@ mod tests {
             read(&mut reports, values, second * 1000);
             if reports.is_urgent() {
                 urgent += 1;
+                assert_eq!(reports.take_alarms(second * 1000), [(Alarm::Hot, "tj".into(), 0)]);
                 assert!(matches!(reports.report(second * 1000), Some(Report::Full(_))));
             }
         }
         assert_eq!(urgent, 2, "once in 30 s");
+        assert_eq!(reports.take_alarms(60_000), []);
+        read(&mut reports, calm, 60_000);
+        read(&mut reports, [Some(100), Some(950), Some(1), Some(1000)], 61_000);
+        read(&mut reports, [Some(100), Some(950), Some(1), Some(1000)], 62_000);
+        let told = reports.take_alarms(90_000);
+        let kinds = told.iter().map(|(alarm, _, age)| (alarm.as_str(), *age)).collect::<Vec<_>>();
+        assert_eq!(kinds, [("throttled", 29_000), ("oom_kill", 29_000), ("hot", 28_000)]);
     }
 
     #[test]

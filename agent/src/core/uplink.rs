@@ -341,6 +341,9 @@ impl Core {
         if let Some(inventory) = inventory {
             self.say(ToHub::Inventory(Box::new(inventory)), now, out);
         }
+        for (alarm, name, age_ms) in self.reports.take_alarms(now) {
+            self.say(ToHub::Alarm { alarm, name, age_ms }, now, out);
+        }
         if let Some(sample) = self.reports.full(now) {
             self.say(ToHub::Sample(Box::new(sample)), now, out);
         }

@@ -379,9 +379,14 @@ impl Cgroup {
 const FREEZE_MS: u32 = 50;
 
 fn make_dir(dir: PathBuf) -> io::Result<PathBuf> {
-    // One of an earlier start was emptied by the sweep.
-    let _ = fs::remove_dir(&dir);
-    fs::create_dir(&dir)?;
+    match fs::create_dir(&dir) {
+        // One of an earlier start was emptied by the sweep, but may carry its limits and counts.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_dir(&dir)?;
+            fs::create_dir(&dir)?;
+        }
+        done => done?,
+    }
     Ok(dir)
 }
 

@@ -62,8 +62,11 @@ impl Kernel {
     }
 }
 
+/// Whether a layer can be had, found out in a process of its own.
+type Attempt = fn() -> bool;
+
 /// What is only known by doing it, in a child that ends.
-const ATTEMPTS: &[(u32, fn() -> bool)] = &[
+const ATTEMPTS: &[(u32, Attempt)] = &[
     (layer::MOUNTS, || unshare(libc::CLONE_NEWNS) && mounts::try_out().is_ok()),
     (layer::IPC, || unshare(libc::CLONE_NEWIPC)),
     (layer::NETWORK, || unshare(libc::CLONE_NEWNET)),

@@ -4,7 +4,7 @@
 mod audit;
 mod cgroup;
 mod client;
-pub mod guard;
+mod guard;
 mod kernel;
 mod ladder;
 pub mod message;
@@ -26,6 +26,7 @@ pub use audit::{Chain, read_audit};
 pub use client::{ExecError, Executor};
 pub use kernel::Kernel;
 pub use server::{serve, serve_parent};
+pub use sweep::{marker, prefix};
 pub use tracing::Level;
 pub use verify::{Signing, load_trust};
 
@@ -134,9 +135,9 @@ impl Machine {
     }
 
     /// Adds what must be polled; whether something is waited for that no descriptor tells of.
-    fn watch(&self, fds: &mut Vec<libc::pollfd>) -> bool {
+    fn watch(&mut self, fds: &mut Vec<libc::pollfd>) -> bool {
         self.jobs.values().for_each(|job| job.watch(fds));
-        self.jobs.values().any(Job::is_waiting)
+        !self.slots.have_seen_off() || self.jobs.values().any(Job::is_waiting)
     }
 
     fn is_idle(&self) -> bool {
@@ -152,8 +153,8 @@ impl Machine {
         for job in over.iter().filter_map(|fence| self.jobs.remove(fence)).collect::<Vec<_>>() {
             let slot = job.slot();
             match job.finish(self.digest, &self.outbox) {
-                Some(guard) => self.slots.quarantine(slot, guard),
-                None => self.slots.free(slot),
+                (guard, true) => self.slots.quarantine(slot, guard),
+                (guard, false) => self.slots.free(slot, Some(guard)),
             }
         }
     }
@@ -164,7 +165,7 @@ impl Machine {
             return;
         }
         for prepared in std::mem::take(&mut self.prepared).into_values() {
-            self.slots.free(prepared.slot);
+            self.slots.free(prepared.slot, None);
         }
         let by = Interruption::ExecutorRestart;
         self.jobs.values().for_each(|job| job.end(guard::Cause::Asked(message::EndCause::Interrupted(by))));
@@ -176,7 +177,7 @@ impl Machine {
         if !self.jobs.values().any(Job::has_orphans) {
             return;
         }
-        let guards: Vec<i32> = self.jobs.values().map(Job::guard_pid).collect();
+        let guards: Vec<i32> = self.jobs.values().map(Job::guard_pid).chain(self.slots.guards()).collect();
         let orphans = sys::descendants_but(std::process::id() as i32, &guards);
         for pid in &orphans {
             sys::kill(*pid, libc::SIGKILL);
@@ -226,7 +227,7 @@ impl Machine {
                     match may.and_then(|()| start()) {
                         Ok(job) => drop(self.jobs.insert(fence, job)),
                         Err(outcome) => {
-                            self.slots.free(slot);
+                            self.slots.free(slot, None);
                             let mut report = Report::without_process(outcome);
                             report.policy = self.digest;
                             self.outbox.tell(FromExec::Ended {
@@ -240,7 +241,7 @@ impl Machine {
             }
             ToExec::Forget { fence } => {
                 if let Some(prepared) = self.prepared.remove(&fence) {
-                    self.slots.free(prepared.slot);
+                    self.slots.free(prepared.slot, None);
                 }
             }
             ToExec::Extend { fence, lease_until } => {

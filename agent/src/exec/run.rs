@@ -10,14 +10,11 @@ use super::output::Output;
 use super::secret::{self, Redactor};
 use super::{Prepared, sys};
 use crate::clock::{self, BootMs};
-use crate::fault;
 use dunlin_wire::job::{Limit, Outcome, Report, Shell, SpawnStep, Stream, TimeoutPhase, Usage, layer};
 use dunlin_wire::{Fence, limits};
 use std::borrow::Cow;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 
 /// How long output is drained after the job's end, in milliseconds: a descriptor may have leaked to who knows whom.
 const DRAIN_MS: u64 = 500;
@@ -32,12 +29,13 @@ pub(super) struct Job {
     timeout_ms: u64,
     kill_on_overflow: bool,
     limited_file_size: bool,
-    guard: Child,
+    guard: guard::Process,
     control: OwnedFd,
     pipes: [Option<OwnedFd>; 2],
     outputs: [Output; 2],
     output_max: u64,
     redactors: [Redactor; 2],
+    buffer: Vec<u8>,
     overflowed: bool,
     ended: Option<Ended>,
     scratch: Option<PathBuf>,
@@ -113,7 +111,7 @@ impl Job {
         for (fd, number) in fds {
             wired.push((sys::dup_high(fd.as_fd()).map_err(failed(SpawnStep::Guard))?, number));
         }
-        let guard = spawn_guard(wired).map_err(failed(SpawnStep::Guard))?;
+        let guard = guard::Process::start(wired).map_err(failed(SpawnStep::Guard))?;
         let mut cgroup = None;
         if plan.has(layer::CGROUP | layer::MEMORY | layer::PIDS | layer::CPU) {
             let name = format!("{}{fence}", super::sweep::prefix(data));
@@ -162,6 +160,7 @@ impl Job {
             outputs: [Output::new(prepared.output, spool), Output::new(prepared.output, spool)],
             output_max: prepared.output * 2,
             redactors,
+            buffer: vec![0; limits::CHUNK_MAX],
             overflowed: false,
             ended: None,
             scratch,
@@ -212,7 +211,7 @@ impl Job {
     }
 
     pub(super) fn guard_pid(&self) -> i32 {
-        self.guard.id() as i32
+        self.guard.pid()
     }
 
     /// Whether its guard died before the job, and nothing proves yet that the job is gone.
@@ -243,7 +242,7 @@ impl Job {
 
     /// Reads what is there, from both pipes alike, and what the guard says.
     pub(super) fn pump(&mut self, outbox: &Outbox) {
-        let mut buffer = vec![0; limits::CHUNK_MAX];
+        let mut buffer = std::mem::take(&mut self.buffer);
         for stream in Stream::BOTH {
             let at = stream as usize;
             // A job that never stops writing must not keep the others waiting.
@@ -257,6 +256,7 @@ impl Job {
                 }
             }
         }
+        self.buffer = buffer;
         while self.ended.is_none() && self.listen(outbox) {}
     }
 
@@ -280,7 +280,7 @@ impl Job {
     /// One message of the guard's; `false` when there is none.
     fn listen(&mut self, outbox: &Outbox) -> bool {
         let at = clock::boot_ms();
-        let message = match sys::receive(self.control.as_raw_fd(), guard::MESSAGE_MAX, libc::MSG_DONTWAIT) {
+        let message = match sys::receive(self.control.as_raw_fd(), guard::WORD_MAX, libc::MSG_DONTWAIT) {
             Ok(bytes) => postcard::from_bytes(&bytes).ok(),
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return false,
             // Said once, before what waits, when the guard ended without having read our last message (unix(7)).
@@ -300,13 +300,11 @@ impl Job {
         true
     }
 
-    /// Reports. Everything of the job is gone, or the report says `Stuck`; then its guard comes back, if that is there.
-    pub(super) fn finish(mut self, policy: [u8; 8], outbox: &Outbox) -> Option<Option<Child>> {
+    /// Reports. Everything of the job is gone, or the report says `Stuck`. Its guard comes back, and whether it is stuck.
+    pub(super) fn finish(mut self, policy: [u8; 8], outbox: &Outbox) -> (guard::Process, bool) {
         let outcome = self.outcome();
         let is_stuck = outcome == Outcome::Stuck;
         if !is_stuck {
-            // A guard that has reported is about to exit; one that is stuck stays with its job.
-            let _ = self.guard.wait();
             let _ = std::fs::remove_file(&self.lock);
             if let Some(dir) = &self.scratch {
                 let _ = std::fs::remove_dir_all(dir);
@@ -319,7 +317,6 @@ impl Job {
         for (output, redactor) in self.outputs.iter_mut().zip(&mut self.redactors) {
             output.push(&redactor.finish());
         }
-        let is_lost = matches!(&self.ended, Some(Ended { how: How::Lost { .. }, .. }));
         let [(out, out_kept), (err, err_kept)] = self.outputs.map(Output::finish);
         let report = Report {
             outcome,
@@ -337,10 +334,11 @@ impl Job {
                 peak_memory_kib: end.peak_kib,
             },
             streams: [out, err],
+            peaks: Default::default(),
         };
         let ended = FromExec::Ended { fence: self.fence, report: Box::new(report), kept: Default::default() };
         outbox.tell_ended(ended, [out_kept, err_kept]);
-        is_stuck.then(|| (!is_lost).then_some(self.guard))
+        (self.guard, is_stuck)
     }
 
     /// The cause wins over the status: exit 0 on our SIGTERM is no success.
@@ -411,8 +409,9 @@ fn make_private(dir: &Path, owner: Option<(u32, u32)>) -> std::io::Result<OwnedF
 
 /// Directories of the agent's own, which no job sees.
 fn hidden(data: &Path) -> Vec<String> {
-    let mut dirs =
-        vec![data.canonicalize().unwrap_or_else(|_| data.to_owned()), PathBuf::from("/etc/dunlin")];
+    let mut dirs = vec![data.canonicalize().unwrap_or_else(|_| data.to_owned())];
+    // The uplink's too, and the way to the executor: where they are unless somebody moved them.
+    dirs.extend(["/etc/dunlin", "/run/dunlin", "/var/lib/dunlin-agent"].map(PathBuf::from));
     dirs.extend(secret::directories());
     dirs.iter().map(|dir| dir.display().to_string()).collect()
 }
@@ -429,27 +428,4 @@ fn environment(work: &Work, shell: &Shell, scratch: Option<&Path>, data: &Path) 
     ];
     env.extend(shell.env.iter().map(|(name, value)| format!("{name}={value}")));
     env
-}
-
-/// Our own program again, as a guard, with exactly these descriptors.
-fn spawn_guard(wired: Vec<(OwnedFd, RawFd)>) -> std::io::Result<Child> {
-    let mut command = Command::new("/proc/self/exe");
-    command
-        .arg0(std::env::args_os().next().unwrap_or_else(|| "dunlin-agent".into()))
-        .arg("guard")
-        .env_clear();
-    if cfg!(feature = "fault") {
-        command.envs(std::env::var_os(fault::MASK).map(|mask| (fault::MASK, mask)));
-    }
-    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
-    let numbers: Vec<(RawFd, RawFd)> = wired.iter().map(|(fd, number)| (fd.as_raw_fd(), *number)).collect();
-    // SAFETY: between fork and exec only dup2 is called, which is safe there; the sources are above all targets.
-    unsafe {
-        command.pre_exec(move || {
-            numbers.iter().try_for_each(|(from, to)| sys::check(libc::dup2(*from, *to)).map(drop))
-        });
-    }
-    let child = command.spawn();
-    drop(wired);
-    child
 }

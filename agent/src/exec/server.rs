@@ -112,7 +112,7 @@ impl Server {
         }
     }
 
-    fn wait(&self) -> std::io::Result<()> {
+    fn wait(&mut self) -> std::io::Result<()> {
         let mut fds = vec![sys::input(self.signals.as_raw_fd())];
         fds.extend(self.listener.iter().map(|(listener, _)| sys::input(listener.as_raw_fd())));
         if let Some((socket, is_full)) = self.outbox.socket() {

@@ -17,12 +17,12 @@ const WAIT_MS: u64 = 10_000;
 pub struct SweepError(PathBuf);
 
 /// What the names of our jobs' cgroups begin with.
-pub(super) fn prefix(data: &Path) -> String {
+pub fn prefix(data: &Path) -> String {
     format!("{}-", marker(data).replace("DUNLIN_AGENT=", "dunlin-"))
 }
 
 /// The variable by which a job of the agent on `data` is known.
-pub(super) fn marker(data: &Path) -> String {
+pub fn marker(data: &Path) -> String {
     let hash = digest(&SHA256, data.as_os_str().as_encoded_bytes());
     format!("DUNLIN_AGENT={}", data_encoding::HEXLOWER.encode(&hash.as_ref()[..8]))
 }

@@ -167,6 +167,23 @@ pub(super) fn in_child(work: impl FnOnce() -> u8) -> io::Result<u8> {
     }
 }
 
+/// close_range(2), or one by one before Linux 5.9.
+///
+/// # Safety
+/// Nothing may use the descriptors from `first` on.
+pub(super) unsafe fn close_from(first: RawFd) {
+    // SAFETY: the caller says so.
+    unsafe {
+        if libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) == 0 {
+            return;
+        }
+        let max = libc::sysconf(libc::_SC_OPEN_MAX).clamp(1024, 1 << 20);
+        for fd in first..max as RawFd {
+            libc::close(fd);
+        }
+    }
+}
+
 /// What a descriptor is.
 pub(super) fn fstat(fd: RawFd) -> io::Result<libc::stat> {
     // SAFETY: all-zero is a valid `stat`, and the kernel fills it.

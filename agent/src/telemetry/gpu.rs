@@ -5,7 +5,7 @@
 use super::board::Board;
 use super::parse;
 use super::scan::Scan;
-use super::sysroot::Absent;
+use super::sysroot::{Absent, Sysroot, VALUE_MAX};
 use serde::Serialize;
 
 const CLASS: &str = "sys/class/devfreq";
@@ -14,6 +14,9 @@ const PCI: &str = "sys/bus/pci/devices";
 const NODES: [&str; 5] = ["gpu", "ga10b", "gv11b", "gp10b", "gm20b"];
 /// Where releases have put `load`.
 const LOADS: [&str; 2] = ["sys/devices/gpu.0/load", "sys/devices/platform/gpu.0/load"];
+
+/// The source of Thor's, whose load only NVML knows.
+pub const THOR: &str = "thor-devfreq";
 
 /// A GPU that shares the board's memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -50,9 +53,10 @@ pub fn read(scan: &Scan, board: &Board, temp_mc: Option<i32>) -> Option<Gpu> {
     let (source, node) = if let Some(node) = names.iter().find(by_tree) {
         (if board.is_tegra() { "tegra-sysfs" } else { "devfreq" }, node)
     } else if let Some(node) = names.iter().find(|name| name.starts_with("gpu-gpc-")) {
-        ("thor-devfreq", node)
+        (THOR, node)
     } else {
-        let pci = nvidia(scan);
+        // A PC has many PCI devices; to look through them tells nothing but the reason.
+        let pci = scan.remembers().then(|| nvidia(scan)).flatten();
         let why = match pci {
             Some(_) => "a PCI device of NVIDIA's, which only NVML can ask",
             None => "no GPU among the devfreq devices",
@@ -64,7 +68,7 @@ pub fn read(scan: &Scan, board: &Board, temp_mc: Option<i32>) -> Option<Gpu> {
     let clock = |field: &str, what: &str| {
         scan.value(format_args!("gpu.{field}"), &format!("{dir}/{what}_freq"), parse::hz_as_khz).ok()
     };
-    let thor = source == "thor-devfreq";
+    let thor = source == THOR;
     let (util_permille, state) = if thor {
         scan.note(
             "gpu.util_permille",
@@ -106,11 +110,25 @@ fn load(scan: &Scan, dir: &str, board: &Board) -> Option<u32> {
 }
 
 /// The first display device of NVIDIA's on PCI.
-fn nvidia(scan: &Scan) -> Option<String> {
-    let dirs = scan.root().list(PCI).into_iter().map(|name| format!("{PCI}/{name}"));
-    dirs.into_iter().find(|dir| {
+pub fn nvidia(scan: &Scan) -> Option<String> {
+    displays(scan.root()).next()
+}
+
+/// Whether all display devices of NVIDIA's on PCI are powered off; not when there are none.
+pub fn nvidia_suspended(root: &Sysroot) -> bool {
+    let mut all = displays(root).peekable();
+    let is_off = |dir: String| {
+        root.read(&format!("{dir}/power/runtime_status"), VALUE_MAX)
+            .is_ok_and(|text| text.trim() == "suspended")
+    };
+    all.peek().is_some() && all.all(is_off)
+}
+
+fn displays(root: &Sysroot) -> impl Iterator<Item = String> {
+    let dirs = root.list(PCI).into_iter().map(|name| format!("{PCI}/{name}"));
+    dirs.filter(|dir| {
         let is = |what: &str, start: &str| {
-            scan.look(&format!("{dir}/{what}"), parse::name).is_ok_and(|text| text.starts_with(start))
+            root.read(&format!("{dir}/{what}"), VALUE_MAX).is_ok_and(|text| text.starts_with(start))
         };
         is("vendor", "0x10de") && is("class", "0x03")
     })

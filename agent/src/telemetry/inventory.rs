@@ -3,6 +3,7 @@
 use super::report::Report;
 use crate::event::Reading;
 use dunlin_wire::limits::{NAME_MAX, SLOTS_MAX, TEXT_MAX};
+use dunlin_wire::nvml::Gpu;
 use dunlin_wire::telemetry::{Inventory, Slot};
 use std::sync::Arc;
 
@@ -38,7 +39,11 @@ impl Shape {
                 None => {}
             }
         }
-        let now = inventory(report, slots);
+        let mut now = inventory(report, slots);
+        if let Some(known) = self.known.as_ref().filter(|_| now.gpu.is_none()) {
+            // Who knows it may be silent for a while. It is there.
+            (now.gpu, now.gpu_memory_shared) = (known.gpu.clone(), known.gpu_memory_shared);
+        }
         let same = |known: &Arc<Inventory>| {
             let told = Inventory { number: known.number, uptime_s: known.uptime_s, ..now.clone() };
             **known == told
@@ -48,8 +53,13 @@ impl Shape {
             before => Arc::new(Inventory { number: before.map_or(1, |i| i.number + 1), ..now }),
         };
         self.known = Some(inventory.clone());
-        Reading { inventory, values }
+        Reading { inventory, values, jobs: Vec::new() }
     }
+}
+
+/// What a board without a GPU of its own says of those that NVIDIA's driver knows.
+fn discrete(report: &Report) -> Option<&[Gpu]> {
+    report.nvml.as_deref().filter(|gpus| report.gpu.is_none() && !gpus.is_empty())
 }
 
 fn inventory(report: &Report, slots: Vec<Slot>) -> Inventory {
@@ -65,8 +75,17 @@ fn inventory(report: &Report, slots: Vec<Slot>) -> Inventory {
         cpus: report.cpu.n,
         memory_total_mib: report.mem_kib.total.map(|kib| kib / 1024),
         swap_total_mib: report.mem_kib.swap_total.map(|kib| kib / 1024),
-        gpu: report.gpu.as_ref().map(|gpu| gpu.source.to_owned()),
-        gpu_memory_shared: report.gpu.as_ref().map(|gpu| gpu.mem == "shared"),
+        gpu: match (&report.gpu, discrete(report)) {
+            (Some(gpu), _) => Some(gpu.source.to_owned()),
+            (None, Some([first, ..])) => Some(
+                first.name.as_deref().map_or("nvml".into(), |name| text(&format!("nvml: {name}"), TEXT_MAX)),
+            ),
+            (None, _) => None,
+        },
+        gpu_memory_shared: match (&report.gpu, discrete(report)) {
+            (Some(gpu), _) => Some(gpu.mem == "shared"),
+            (None, gpus) => gpus.map(|_| false),
+        },
         uptime_s: report.uptime_s.map(|s| s as u64),
         slots,
     }
@@ -100,6 +119,7 @@ fn slots(report: &Report) -> Vec<(Slot, Option<i64>)> {
         add(Slot::Gpu, gpu.util_permille.map(Into::into));
         add(Slot::GpuClock, gpu.freq_khz.and_then(|khz| signed(khz / 1000)));
     }
+    found_by_nvml(discrete(report).unwrap_or_default(), &mut add);
     let nvmap = memory.nvmap_used.or(memory.nvmap_debugfs_root_only);
     add(Slot::GpuMemoryUsed, nvmap.and_then(|kib| signed(kib / 1024)));
     if let Some(total) = &report.power_total {
@@ -152,6 +172,30 @@ fn slots(report: &Report) -> Vec<(Slot, Option<i64>)> {
     found
 }
 
+/// The first GPU has the slots that an SoC's has. Free memory is of each that has some, instances too.
+fn found_by_nvml(gpus: &[Gpu], add: &mut impl FnMut(Slot, Option<i64>)) {
+    for gpu in gpus {
+        let unit = text(&gpu.unit, NAME_MAX);
+        let (used, total) = gpu.memory_mib.unzip();
+        let signed = |n: Option<u64>| n.and_then(|n| i64::try_from(n).ok());
+        let named = |what: &str| if unit == "0" { what.to_owned() } else { format!("{what}{unit}") };
+        if unit == "0" {
+            add(Slot::Gpu, gpu.busy_permille.map(Into::into));
+            add(Slot::GpuClock, gpu.clock_mhz.map(Into::into));
+            add(Slot::GpuMemoryUsed, signed(used));
+        } else {
+            add(Slot::FurtherGpu { name: unit.clone() }, gpu.busy_permille.map(Into::into));
+        }
+        add(Slot::Rail { name: named("GPU") }, gpu.power_mw.map(Into::into));
+        let trip = gpu.slowdown_c.map(|c| i32::from(c) * 10);
+        let celsius = gpu.temperature_c.map(|c| i64::from(c) * 10);
+        add(Slot::Temperature { name: named("gpu"), trip }, celsius);
+        if let (Some(used), Some(total_mib)) = (used, total) {
+            add(Slot::GpuMemoryFree { name: unit, total_mib }, signed(total_mib.checked_sub(used)));
+        }
+    }
+}
+
 /// Rounded to the nearest.
 fn tenths(mc: i32) -> i32 {
     (f64::from(mc) / 100.0).round() as i32
@@ -162,7 +206,8 @@ fn throttled(report: &Report) -> Option<bool> {
     let alerts = report.throttle_alerts.iter().map(|(_, alert)| alert.map(|n| n > 0));
     let cooling = report.cooling.iter().map(|(_, cooling)| cooling.cur.map(|n| n > 0));
     let firmware = report.rpi.iter().map(|f| Some(f.throttled_now || f.freq_capped_now || f.soft_temp_now));
-    let said: Vec<Option<bool>> = alerts.chain(cooling).chain(firmware).collect();
+    let gpus = report.nvml.iter().flatten().filter_map(|gpu| gpu.throttled.map(Some));
+    let said: Vec<Option<bool>> = alerts.chain(cooling).chain(firmware).chain(gpus).collect();
     match said.contains(&Some(true)) {
         true => Some(true),
         false => (!said.is_empty() && !said.contains(&None)).then_some(false),

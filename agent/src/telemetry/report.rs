@@ -11,6 +11,7 @@ use super::memory::{self, Memory, Zram};
 use super::mode::{self, PowerMode};
 use super::named::Named;
 use super::network::{self, Interface};
+use super::nvml::Nvml;
 use super::power::{self, Limit, Rail, Total};
 use super::pressure::{self, Pressure};
 use super::rpi::{self, Firmware};
@@ -20,6 +21,8 @@ use super::thermal::{self, Temperatures};
 use super::throttle::{self, Cooling, OcEvents};
 use super::window::{Counters, Window};
 use super::{disk::Counters as DiskCounters, hwmon, pressure::Totals};
+use crate::clock::{self, BootMs};
+use dunlin_wire::nvml;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -42,6 +45,7 @@ pub struct Report {
     pub psi: Option<Pressure>,
     pub psi_total_us: Option<Totals>,
     pub gpu: Option<Gpu>,
+    pub nvml: Option<Vec<nvml::Gpu>>,
     pub temps_mc: Named<i32>,
     pub trips_mc: Named<i32>,
     pub temps_dropped: Named<String>,
@@ -67,17 +71,23 @@ pub struct Report {
 }
 
 /// Reads a tree again and again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Reader {
     root: Sysroot,
     mounts: Mounts,
     before: Option<Counters>,
+    nvml: Option<Nvml>,
 }
 
 impl Reader {
     /// Of the tree `root`; `mounts` are the filesystems that are looked at.
     pub fn new(root: Sysroot, mounts: Vec<PathBuf>) -> Self {
-        Self { root, mounts: Mounts::new(mounts), before: None }
+        Self { root, mounts: Mounts::new(mounts), before: None, nvml: None }
+    }
+
+    /// The same, that asks NVIDIA's driver too.
+    pub fn with_nvml(self, nvml: Nvml) -> Self {
+        Self { nvml: Some(nvml), ..self }
     }
 
     /// One reading.
@@ -94,11 +104,45 @@ impl Reader {
         let root = self.root.clone();
         let scan = Scan::new(&root, remember);
         let (mut report, now) = read(&scan, &mut self.mounts);
+        match &mut self.nvml {
+            Some(nvml) => ask(nvml, &scan, &mut report, clock::boot_ms()),
+            None => scan.note(
+                "nvml",
+                "dunlin-nvml",
+                Some(&Absent::Says("it is asked of the machine itself only")),
+            ),
+        }
         report.window = self.before.as_ref().and_then(|before| now.since(before));
         let why = report.window.is_none().then_some(Absent::Says("it takes two readings of one boot"));
         scan.note("window", "counters of this reading less the one before", why.as_ref());
         self.before = Some(now);
         (report, scan.into_sources())
+    }
+}
+
+/// What only NVIDIA's driver knows: discrete GPUs, and the load of Thor's. Sysfs knows all of the other Tegras, and the
+/// driver nothing.
+fn ask(nvml: &mut Nvml, scan: &Scan, report: &mut Report, now: BootMs) {
+    let tegra = report.family.starts_with('t');
+    let known = report.gpu.as_ref().is_some_and(|gpu| gpu.source != gpu::THOR);
+    if known || (tegra && report.gpu.is_none()) || !nvml.is_present(scan, now) {
+        return scan.note(
+            "nvml",
+            "dunlin-nvml",
+            Some(&Absent::Says("no GPU that only NVIDIA's driver knows")),
+        );
+    }
+    match nvml.look(scan.root(), tegra, now) {
+        Ok((by, gpus)) => {
+            scan.note("nvml", by, None);
+            if let (Some(gpu), Some(first)) = (&mut report.gpu, gpus.first()) {
+                gpu.util_permille = gpu.util_permille.or(first.busy_permille.map(Into::into));
+                gpu.temp_mc = gpu.temp_mc.or(first.temperature_c.map(|c| i32::from(c) * 1000));
+                scan.note("gpu.util_permille", by, None);
+            }
+            report.nvml = Some(gpus.to_vec());
+        }
+        Err(why) => scan.note("nvml", "dunlin-nvml", Some(&Absent::Told(why.to_owned()))),
     }
 }
 
@@ -159,6 +203,7 @@ fn read(scan: &Scan, mounts: &mut Mounts) -> (Report, Counters) {
         psi,
         psi_total_us,
         gpu,
+        nvml: None,
         disks,
     };
     let counters = Counters::of(&report, stat);

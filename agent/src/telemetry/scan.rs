@@ -36,6 +36,11 @@ impl<'a> Scan<'a> {
         self.root
     }
 
+    /// Whether sources are kept.
+    pub fn remembers(&self) -> bool {
+        self.sources.is_some()
+    }
+
     /// What was kept.
     pub fn into_sources(self) -> Sources {
         self.sources.map(RefCell::into_inner).unwrap_or_default()

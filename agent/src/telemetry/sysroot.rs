@@ -36,6 +36,9 @@ pub enum Absent {
     /// The source says itself that it does not know.
     #[error("{0}")]
     Says(&'static str),
+    /// As before, in words that are not known here.
+    #[error("{0}")]
+    Told(String),
 }
 
 /// A directory that stands for `/`.
@@ -74,6 +77,11 @@ impl Sysroot {
             return Err(Absent::TooLarge(max));
         }
         String::from_utf8(bytes).map_err(|_| Absent::NotText)
+    }
+
+    /// Whether there is anything at `path`.
+    pub fn has(&self, path: &str) -> bool {
+        self.0.join(path).exists()
     }
 
     /// Names in the directory at `path`, in order; none when it cannot be listed.

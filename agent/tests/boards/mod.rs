@@ -15,7 +15,7 @@ pub enum Node {
 
 /// The text of a fixture.
 pub fn fixture(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/telemetry").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../agent/tests/fixtures/telemetry").join(name);
     std::fs::read_to_string(path).unwrap()
 }
 

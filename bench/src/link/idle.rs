@@ -25,6 +25,7 @@ pub(super) fn run(options: &Options, rig: &mut Rig) -> Result<Report> {
     rig.wait_agent()?;
     std::thread::sleep(SETTLE);
     let (first, began) = (rig.passed(), micros());
+    let (classes, cpu_us) = (rig.classes()?, rig.agent_cpu_us()?);
     let mut minutes = Sample::new();
     let mut left = options.seconds;
     let mut before = first;
@@ -55,6 +56,18 @@ pub(super) fn run(options: &Options, rig: &mut Rig) -> Result<Report> {
     if minutes.count() > 0 {
         report.row("a minute, both ways", minutes, None, None);
     }
+    let seconds = hours * 3600.0;
+    for (class, bytes) in rig.classes()? {
+        let bytes = bytes.saturating_sub(classes.get(&class).copied().unwrap_or(0));
+        let a_day = (bytes as f64 / hours * 24.0).round();
+        report.note(format!("{class}: {bytes} bytes, which would be {a_day} a day"));
+    }
+    let cpu_us = rig.agent_cpu_us()? - cpu_us;
+    let share = cpu_us as f64 / 1e4 / seconds;
+    report.note(format!(
+        "the agent used {} ms of CPU in {seconds:.0} s: {share:.3} % of a core",
+        cpu_us / 1000
+    ));
     let connect: u64 = [1, 2].map(|i| first[i] - start[i]).iter().sum();
     report.note(format!(
         "watched for {} s; before that joining, connecting and the first {} s took {connect} bytes",

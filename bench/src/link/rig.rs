@@ -6,6 +6,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use dunlin_hub::clock::micros;
 use dunlin_wire::ticket::Ticket;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -237,6 +238,27 @@ impl Rig {
     pub(super) fn passed(&self) -> [u64; 3] {
         let [up, down] = [Side::Board, Side::Hub].map(|side| self.wan.passed(side));
         [up.packets + down.packets, up.bytes, down.bytes]
+    }
+
+    /// Bytes of the real agent's connections by class, as the hub counts them: `telemetry in`, from the board.
+    pub(super) fn classes(&mut self) -> Result<BTreeMap<String, u64>> {
+        let node = self.call("GET", &format!("/v1/nodes/{BOARD}"), None)?;
+        let classes = node["bytes"].as_object().with_context(|| node.to_string())?.iter();
+        let ways = classes
+            .flat_map(|(class, ways)| ways.as_object().into_iter().flatten().map(move |way| (class, way)));
+        Ok(ways.filter_map(|(class, (way, n))| Some((format!("{class} {way}"), n.as_u64()?))).collect())
+    }
+
+    /// CPU time that the real agent has used, in microseconds: `utime` and `stime` of proc(5), without its children's.
+    pub(super) fn agent_cpu_us(&self) -> Result<u64> {
+        let pid = self.agent.as_ref().context("no agent runs")?.0.id();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let (_, rest) = stat.rsplit_once(')').context("stat without a name")?;
+        let ticks: Vec<u64> =
+            rest.split_whitespace().skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
+        // SAFETY: asks for a number.
+        let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as u64;
+        Ok(ticks.iter().sum::<u64>() * 1_000_000 / per_second)
     }
 
     /// One call of the API, over loopback in the hub's namespace. A connection that broke is made anew once.

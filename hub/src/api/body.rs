@@ -252,6 +252,10 @@ fn outcome(report: &Report) -> Value {
         "maxRssKib": report.usage.max_rss_kib,
         "peakMemoryKib": report.usage.peak_memory_kib,
         "leftoverKilled": report.usage.leftovers,
+        "peakGpuPermille": report.peaks.gpu_permille,
+        "peakBoardMemoryMib": report.peaks.memory_used_mib,
+        "peakGpuMemoryMib": report.peaks.gpu_memory_mib,
+        "energyMwh": report.peaks.energy_mwh,
         "stdout": stream(0),
         "stderr": stream(1),
         "truncated": report.streams.iter().any(|s| s.truncated > 0),
@@ -300,6 +304,7 @@ pub(super) fn node(view: &NodeView) -> Value {
         "keySet": view.key_set,
         "publicKey": node.key.to_string(),
         "enrolledAt": node.enrolled_ms,
+        "alarms": telemetry::alarms(&view.alarms),
         "telemetry": view.board.as_ref().map(telemetry::body),
     })
 }

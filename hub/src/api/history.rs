@@ -5,7 +5,7 @@ use super::error::ApiError;
 use super::tasks::query;
 use super::{ApiState, mismatch, telemetry};
 use crate::clock;
-use crate::core::telemetry::{RAW_MS, Row, Tier, thin};
+use crate::core::history::{RAW_MS, Row, Tier, thin};
 use crate::event::{Answer, Request};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -67,6 +67,12 @@ pub(super) async fn get(
         let kept_to = rows.last().map_or(from, |last| last.at_ms + tier.step_ms());
         rows.extend(recent.rows.into_iter().filter(|row| row.at_ms >= kept_to));
     } else {
+        // Before what memory holds (the hub may have been started since, or there was no room) there are minutes.
+        let kept_to =
+            recent.rows.first().map_or(to, |first| first.at_ms).saturating_sub(Tier::Minute.step_ms());
+        if from < kept_to {
+            rows = state.store.read(|view| view.history(&name, Tier::Minute, from, kept_to.min(to)))?;
+        }
         rows.extend(recent.rows);
     }
     rows.retain(|row| (from..to).contains(&row.at_ms));

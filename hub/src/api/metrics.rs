@@ -100,6 +100,11 @@ fn render(f: &Figures) -> String {
     let help = "From queued to granted and on disk.";
     histogram(&mut out, "dunlin_claim_latency_seconds", help, &f.claim_latency);
     histogram(&mut out, "dunlin_store_commit_seconds", "One commit of the store.", &f.commit);
+    head(&mut out, "dunlin_node_alarms_total", "counter", "Alarms of boards, by kind.");
+    for (node, alarm, n) in &f.alarms {
+        let kind = alarm.as_str();
+        let _ = writeln!(out, "dunlin_node_alarms_total{{node=\"{node}\",kind=\"{kind}\"}} {n}");
+    }
     let help = "Bytes of agents' connections; class `wire` is all of them with IPv4 and UDP headers.";
     head(&mut out, "dunlin_link_bytes_total", "counter", help);
     for (class, way, bytes) in f.traffic.classes() {

@@ -1,8 +1,9 @@
 //! What boards say of themselves, as JSON and for Prometheus, both in base units. Unknown is absent, never 0.
 
+use crate::core::telemetry::Raised;
 use crate::event::BoardView;
 use dunlin_wire::NodeName;
-use dunlin_wire::telemetry::{Figure, Slot};
+use dunlin_wire::telemetry::{Alarm, Figure, Slot};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -88,6 +89,13 @@ fn shown(word: &str) -> Option<Shown> {
             ("dunlin_filesystem_avail_bytes", "What users may still write.", MIB, "bytes", "mountpoint")
         }
         "wear" => ("dunlin_disk_life_used_ratio", "Life used, as its maker counts.", 1e2, "ratio", "device"),
+        "gpuMemoryFree" => (
+            "dunlin_gpu_memory_free_bytes",
+            "Free of the memory that a GPU has for itself.",
+            MIB,
+            "bytes",
+            "gpu",
+        ),
         _ => return None,
     };
     Some(Shown { metric, help, divisor, unit, label })
@@ -122,7 +130,9 @@ pub(super) fn body(view: &BoardView) -> Value {
             let mut body = json!({"mean": mean, "max": max, "unit": shown.unit});
             match slot {
                 Slot::Temperature { trip: Some(trip), .. } => body["trip"] = (f64::from(*trip) / 10.0).into(),
-                Slot::Filesystem { total_mib, .. } => body["total"] = (total_mib << 20).into(),
+                Slot::Filesystem { total_mib, .. } | Slot::GpuMemoryFree { total_mib, .. } => {
+                    body["total"] = (total_mib << 20).into()
+                }
                 Slot::Power { measured } => body["measured"] = (*measured).into(),
                 _ => {}
             }
@@ -150,6 +160,15 @@ pub(super) fn body(view: &BoardView) -> Value {
         },
         "figures": figures,
     })
+}
+
+/// A node's `alarms`: the newest of each kind, and how many there were since the hub started.
+pub(super) fn alarms(alarms: &BTreeMap<Alarm, Raised>) -> Value {
+    let shown = alarms.iter().map(|(alarm, raised)| {
+        let place = (!raised.name.is_empty()).then_some(&raised.name);
+        json!({"kind": alarm.as_str(), "place": place, "lastAt": raised.at_ms, "count": raised.count})
+    });
+    shown.collect()
 }
 
 /// Families of series, each with its lines together as the format asks.
@@ -189,7 +208,7 @@ pub(super) fn series(boards: &[(NodeName, BoardView)]) -> String {
         for (slot, figure) in known(view) {
             let (word, name) = slot.words();
             let Some(shown) = shown(word) else { continue };
-            let name = if shown.label == "gpu" { "0" } else { name };
+            let name = if shown.label == "gpu" && name.is_empty() { "0" } else { name };
             let labels = match shown.label {
                 "" => own.clone(),
                 label => format!("{own},{label}=\"{}\"", escaped(name)),
@@ -227,17 +246,39 @@ pub(super) fn series(boards: &[(NodeName, BoardView)]) -> String {
 pub(super) fn dcgm(boards: &[(NodeName, BoardView)]) -> String {
     let mut out = Families::default();
     for (node, view) in boards.iter().filter(|(_, view)| view.fresh) {
-        let labels = format!("gpu=\"0\",Hostname=\"{node}\"");
         for (slot, figure) in known(view) {
             let mean = figure.mean as f64;
+            let unit = match slot {
+                Slot::FurtherGpu { name } | Slot::GpuMemoryFree { name, .. } => name,
+                Slot::Rail { name } => name.strip_prefix("GPU").unwrap_or_default(),
+                Slot::Temperature { name, .. } => name.strip_prefix("gpu").unwrap_or_default(),
+                _ => "",
+            };
+            let labels = match if unit.is_empty() { "0" } else { unit }.split_once('/') {
+                None if unit.is_empty() => format!("gpu=\"0\",Hostname=\"{node}\""),
+                None => format!("gpu=\"{}\",Hostname=\"{node}\"", escaped(unit)),
+                Some((gpu, instance)) => {
+                    let [gpu, instance] = [gpu, instance].map(escaped);
+                    format!("gpu=\"{gpu}\",GPU_I_ID=\"{instance}\",Hostname=\"{node}\"")
+                }
+            };
+            let is_number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
             let (name, help, value) = match slot {
-                Slot::Gpu => ("DCGM_FI_DEV_GPU_UTIL", "GPU utilization (in %).", mean / 10.0),
+                Slot::Gpu | Slot::FurtherGpu { .. } => {
+                    ("DCGM_FI_DEV_GPU_UTIL", "GPU utilization (in %).", mean / 10.0)
+                }
                 Slot::GpuClock => ("DCGM_FI_DEV_SM_CLOCK", "SM clock frequency (in MHz).", mean),
                 Slot::GpuMemoryUsed => ("DCGM_FI_DEV_FB_USED", "Framebuffer memory used (in MiB).", mean),
-                Slot::Temperature { name, .. } if name == "gpu" => {
+                Slot::GpuMemoryFree { .. } => {
+                    ("DCGM_FI_DEV_FB_FREE", "Framebuffer memory free (in MiB).", mean)
+                }
+                Slot::Temperature { name, .. } if name.strip_prefix("gpu").is_some_and(is_number) => {
                     ("DCGM_FI_DEV_GPU_TEMP", "GPU temperature (in C).", mean / 10.0)
                 }
-                Slot::Rail { name } if name == "VDD_GPU" || name == "VDD_GPU_SOC" => {
+                Slot::Rail { name }
+                    if ["VDD_GPU", "VDD_GPU_SOC"].contains(&name.as_str())
+                        || name.strip_prefix("GPU").is_some_and(is_number) =>
+                {
                     ("DCGM_FI_DEV_POWER_USAGE", "Power draw (in W).", mean / 1000.0)
                 }
                 _ => continue,

@@ -101,10 +101,47 @@ pub(super) fn task(task: &Value, json: bool) {
     let rows: Vec<_> = task["attempts"].as_array().into_iter().flatten().map(row).collect();
     println!();
     table(&["ATTEMPT", "NODE", "FENCE", "OUTCOME", "TOOK", "RULE"], &rows);
+    for attempt in task["attempts"].as_array().into_iter().flatten() {
+        let peaks = peaks(&attempt["outcome"]);
+        if !peaks.is_empty() {
+            println!("attempt {}: {peaks}", text(&attempt["attempt"]));
+        }
+    }
+}
+
+/// What the board was like during an attempt, as far as that is known.
+fn peaks(outcome: &Value) -> String {
+    let shown = [
+        ("peakGpuPermille", "GPU up to", 10.0, "%"),
+        ("peakBoardMemoryMib", "memory of the board in use up to", 1.0, "MiB"),
+        ("peakGpuMemoryMib", "its own GPU memory up to", 1.0, "MiB"),
+        ("energyMwh", "the board drew", 1000.0, "Wh"),
+    ];
+    let known = shown.iter().filter_map(|(name, what, by, unit)| {
+        Some(format!("{what} {} {unit}", outcome[*name].as_f64()? / by))
+    });
+    known.collect::<Vec<_>>().join(", ")
 }
 
 pub(super) fn node(node: &Value, json: bool) {
-    if json { println!("{node:#}") } else { fields(node, &[]) }
+    if json {
+        return println!("{node:#}");
+    }
+    fields(node, &["alarms"]);
+    for alarm in node["alarms"].as_array().into_iter().flatten() {
+        println!("{:<20} {}", "alarm", self::alarm(alarm));
+    }
+}
+
+/// `hot tj: 3 since the hub started, the last at 1700000000000`, in milliseconds since the epoch like every time here.
+fn alarm(alarm: &Value) -> String {
+    let place = alarm["place"].as_str().map(|_| format!(" {}", text(&alarm["place"]))).unwrap_or_default();
+    let at = text(&alarm["lastAt"]);
+    format!(
+        "{}{place}: {} since the hub started, the last at {at}",
+        text(&alarm["kind"]),
+        text(&alarm["count"])
+    )
 }
 
 pub(super) fn event(event: &Value, json: bool) {

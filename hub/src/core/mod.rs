@@ -1,7 +1,9 @@
 //! Pure decisions of the hub: no IO, no clock, no async. Time and randomness come in as values.
 
 pub mod health;
+pub mod history;
 pub mod node;
+pub mod ring;
 pub mod schedule;
 pub mod step;
 pub mod task;

@@ -1,18 +1,14 @@
-//! What a board last said of itself, and a short history of it. Pure: times come in as values.
+//! What a board last said of itself, and which alarms it raised. Pure: times come in as values.
 
+use super::history::History;
 use dunlin_wire::limits::DELTA_MAX;
 use dunlin_wire::require::Facts;
-use dunlin_wire::telemetry::{Figure, Inventory, Sample, Slot};
-use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
+use dunlin_wire::telemetry::{ALARM_MS, Alarm, Figure, Inventory, Sample};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Reports that may be missed until figures are taken for unknown.
 pub const MISSED_MAX: u64 = 3;
-/// How long every report is kept, in memory only, in milliseconds.
-pub const RAW_MS: u64 = 3_600_000;
-/// Names of series that a node may ever have; the slots of its board, and of those before it.
-const SERIES_MAX: usize = 256;
 
 /// The figures of a board, as of one report.
 #[derive(Debug, Clone)]
@@ -32,8 +28,21 @@ pub struct Board {
     newest: u32,
     base: Option<(u32, Arc<[Option<Figure>]>)>,
     current: Option<Current>,
+    alarms: BTreeMap<Alarm, Raised>,
     /// What it was like before.
     pub history: History,
+}
+
+/// An alarm of one kind, since the hub's start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Raised {
+    /// How often.
+    pub count: u64,
+    /// When the newest was seen, in milliseconds since the epoch.
+    pub at_ms: u64,
+    /// Where: a sensor, a filesystem; else empty.
+    pub name: String,
+    heard: u64,
 }
 
 impl Board {
@@ -69,6 +78,25 @@ impl Board {
         true
     }
 
+    /// An alarm, seen `age_ms` ago. `false` when it comes too soon after the one before of its kind: each costs a commit,
+    /// and a board must not be able to fill the disk.
+    pub fn handle_alarm(&mut self, alarm: Alarm, name: &str, age_ms: u64, mono: u64, wall: u64) -> bool {
+        let before = self.alarms.get(&alarm);
+        // Delays on the way are no fault of the board.
+        if before.is_some_and(|before| mono < before.heard.saturating_add(ALARM_MS / 2)) {
+            return false;
+        }
+        let count = before.map_or(0, |before| before.count) + 1;
+        let at_ms = wall.saturating_sub(age_ms);
+        self.alarms.insert(alarm, Raised { count, at_ms, name: name.to_owned(), heard: mono });
+        true
+    }
+
+    /// The newest alarm of each kind.
+    pub fn alarms(&self) -> &BTreeMap<Alarm, Raised> {
+        &self.alarms
+    }
+
     /// The newest figures, however old.
     pub fn current(&self) -> Option<&Current> {
         self.current.as_ref()
@@ -92,183 +120,10 @@ impl Current {
     }
 }
 
-/// How finely history is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tier {
-    /// A row a minute, for a day.
-    Minute,
-    /// A row in ten minutes, for a week.
-    Ten,
-}
-
-impl Tier {
-    /// Both.
-    pub const ALL: [Tier; 2] = [Tier::Minute, Tier::Ten];
-
-    /// Length of its rows, in milliseconds.
-    pub fn step_ms(self) -> u64 {
-        match self {
-            Tier::Minute => 60_000,
-            Tier::Ten => 600_000,
-        }
-    }
-
-    /// How long they are kept, in milliseconds.
-    pub fn keep_ms(self) -> u64 {
-        match self {
-            Tier::Minute => 24 * 3_600_000,
-            Tier::Ten => 7 * 24 * 3_600_000,
-        }
-    }
-}
-
-/// Figures of some time: series by its place among the node's names, mean and maximum.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Row {
-    /// Its beginning, in milliseconds since the epoch; of a report its arrival.
-    pub at_ms: u64,
-    /// Figures that were known.
-    pub points: Vec<Point>,
-}
-
-/// One figure of a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Point {
-    /// Place of the series.
-    pub series: u16,
-    /// Mean; of a counter its newest value.
-    pub mean: i64,
-    /// Greatest value.
-    pub max: i64,
-}
-
-/// Figures of a time that is not over.
-#[derive(Debug, Default)]
-struct Bin {
-    row: Row,
-    // Each point's mean, and how many reports are in it.
-    means: Vec<(f64, f64)>,
-}
-
-/// Every report of the last hour, and the rows that are not on disk yet.
-#[derive(Debug, Default)]
-pub struct History {
-    /// Names of the series, by their places: `cpu`, `temperature:tj`.
-    pub names: Vec<String>,
-    names_kept: usize,
-    raw: VecDeque<Row>,
-    bins: [Bin; 2],
-    done: Vec<(Tier, Row)>,
-}
-
-impl History {
-    /// Goes on from the names on disk.
-    pub fn new(names: Vec<String>) -> Self {
-        Self { names_kept: names.len(), names, ..Self::default() }
-    }
-
-    /// Reports of the last hour, oldest first.
-    pub fn raw(&self) -> impl Iterator<Item = &Row> {
-        self.raw.iter()
-    }
-
-    fn add(&mut self, inventory: &Inventory, figures: &[Option<Figure>], wall: u64) {
-        let mut row = Row { at_ms: wall, points: Vec::new() };
-        let mut counters = Vec::new();
-        for (slot, figure) in inventory.slots.iter().zip(figures) {
-            if let (Some(figure), Some(series)) = (figure, self.series(slot)) {
-                row.points.push(Point { series, mean: figure.mean, max: figure.max() });
-                counters.push(slot.is_counter());
-            }
-        }
-        for (tier, bin) in Tier::ALL.into_iter().zip(&mut self.bins) {
-            let at_ms = wall / tier.step_ms() * tier.step_ms();
-            if bin.row.at_ms != at_ms {
-                let over = std::mem::take(bin);
-                self.done.extend((!over.means.is_empty()).then_some((tier, over.row)));
-                bin.row.at_ms = at_ms;
-            }
-            bin.add(&row.points, &counters);
-        }
-        while self.raw.front().is_some_and(|old| old.at_ms + RAW_MS < wall) {
-            self.raw.pop_front();
-        }
-        self.raw.push_back(row);
-    }
-
-    fn series(&mut self, slot: &Slot) -> Option<u16> {
-        let key = slot.key();
-        let at = self.names.iter().position(|name| *name == key);
-        if at.is_none() && self.names.len() < SERIES_MAX {
-            self.names.push(key);
-            return u16::try_from(self.names.len() - 1).ok();
-        }
-        at.and_then(|at| at.try_into().ok())
-    }
-
-    /// Whether there are more names than on disk.
-    pub fn has_new_names(&self) -> bool {
-        self.names.len() > self.names_kept
-    }
-
-    /// The names are on disk, with the transaction that is under way.
-    pub fn handle_names_kept(&mut self) {
-        self.names_kept = self.names.len();
-    }
-
-    /// Rows that are over. They are taken: the caller keeps them, the names before.
-    pub fn flush(&mut self, wall: u64) -> Vec<(Tier, Row)> {
-        for (tier, bin) in Tier::ALL.into_iter().zip(&mut self.bins) {
-            if !bin.means.is_empty() && bin.row.at_ms + tier.step_ms() <= wall {
-                self.done.push((tier, std::mem::take(bin).row));
-            }
-        }
-        std::mem::take(&mut self.done)
-    }
-}
-
-impl Bin {
-    fn add(&mut self, points: &[Point], counters: &[bool]) {
-        for (point, is_counter) in points.iter().zip(counters) {
-            match self.row.points.iter_mut().zip(&mut self.means).find(|(p, _)| p.series == point.series) {
-                None => {
-                    self.row.points.push(*point);
-                    self.means.push((point.mean as f64, 1.0));
-                }
-                Some((so_far, (mean, n))) => {
-                    *n += 1.0;
-                    // It moves by its share of the difference: there is no sum that could grow too large.
-                    *mean += (point.mean as f64 - *mean) / *n;
-                    so_far.max = so_far.max.max(point.max);
-                    so_far.mean = if *is_counter { point.mean } else { mean.round() as i64 };
-                }
-            }
-        }
-    }
-}
-
-/// Rows as at most one point in each `step` from `from` on: its time, mean and maximum; of a counter the newest value.
-pub fn thin(rows: &[Row], series: u16, is_counter: bool, from: u64, step: u64) -> Vec<(u64, f64, i64)> {
-    let mut points: Vec<(u64, f64, i64, f64)> = Vec::new();
-    for row in rows.iter().filter(|row| row.at_ms >= from) {
-        let Some(point) = row.points.iter().find(|p| p.series == series) else { continue };
-        let at = from + (row.at_ms - from) / step * step;
-        match points.last_mut().filter(|last| last.0 == at) {
-            Some((_, mean, max, n)) => {
-                *n += 1.0;
-                let share = if is_counter { 1.0 } else { *n };
-                *mean += (point.mean as f64 - *mean) / share;
-                *max = (*max).max(point.max);
-            }
-            None => points.push((at, point.mean as f64, point.max, 1.0)),
-        }
-    }
-    points.into_iter().map(|(at, mean, max, _)| (at, mean, max)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dunlin_wire::telemetry::Slot;
 
     fn board(slots: Vec<Slot>) -> Board {
         let mut board = Board::default();
@@ -307,33 +162,13 @@ mod tests {
     }
 
     #[test]
-    fn history_is_thinned_in_time_and_bounded() {
-        let mut board = board(vec![Slot::Cpu, Slot::OomKills]);
-        let mut rows = Vec::new();
-        for n in 0..2000u64 {
-            let at = n * 10_000;
-            let figures = [(0, Some(n as i64 % 6)), (1, Some(n as i64))];
-            assert!(board.handle_sample(&sample(n as u32 + 1, None, &figures), at, at));
-            if n % 6 == 0 {
-                rows.extend(board.history.flush(at));
-            }
-        }
-        assert_eq!(board.history.raw().count(), 361, "an hour of one in 10 s");
-        let of = |tier| rows.iter().filter(|(t, _)| *t == tier).map(|(_, row)| row).collect::<Vec<_>>();
-        assert_eq!((of(Tier::Minute).len(), of(Tier::Ten).len()), (333, 33));
-        let first = of(Tier::Minute)[0];
-        assert_eq!(first.points[0].max, 6, "5, and 1 above");
-        assert_eq!(first.points[0].mean, 3, "of 0 to 5");
-        assert_eq!(first.points[1].mean, 5, "the newest of a counter");
-        assert_eq!(board.history.names, ["cpu", "oomKills"]);
-    }
-
-    #[test]
-    fn thinning_gives_a_point_a_step() {
-        let row = |at_ms, mean| Row { at_ms, points: vec![Point { series: 1, mean, max: mean + 1 }] };
-        let rows = [row(5, 9), row(10, 1), row(19, 2), row(40, 7)];
-        assert_eq!(thin(&rows, 1, false, 10, 10), [(10, 1.5, 3), (40, 7.0, 8)]);
-        assert_eq!(thin(&rows, 1, true, 10, 10), [(10, 2.0, 3), (40, 7.0, 8)]);
-        assert_eq!(thin(&rows, 0, false, 10, 10), []);
+    fn alarms_of_a_kind_are_counted_and_have_a_rate() {
+        let mut board = Board::default();
+        assert!(board.handle_alarm(Alarm::Hot, "tj", 500, 10_000, 90_000));
+        assert!(!board.handle_alarm(Alarm::Hot, "tj", 0, 24_999, 90_000));
+        assert!(board.handle_alarm(Alarm::OomKill, "", 0, 24_999, 90_000));
+        assert!(board.handle_alarm(Alarm::Hot, "cpu", 0, 25_000, 91_000));
+        let hot = &board.alarms()[&Alarm::Hot];
+        assert_eq!((hot.count, hot.at_ms, hot.name.as_str()), (2, 91_000, "cpu"));
     }
 }

@@ -36,7 +36,7 @@ impl Hub {
             Request::Recent(name) => Ok(match self.members.get(&name) {
                 Some(member) => Ok(Answer::Recent(Recent {
                     names: member.board.history.names.clone(),
-                    rows: member.board.history.raw().cloned().collect(),
+                    rows: member.board.history.raw(),
                 })),
                 None => Err(ApiRefusal::UnknownNode(name)),
             }),

@@ -92,9 +92,13 @@ impl Hub {
                 self.seat(name);
                 Ok(())
             }
+            ToHub::Alarm { alarm, name: place, age_ms } if place.len() <= limits::NAME_MAX => {
+                self.handle_alarm(name, alarm, &place, age_ms, turn)
+            }
             ToHub::Keys { version } => self.handle_keys(conn, name, version, turn),
             ToHub::Hello(_)
             | ToHub::Join(_)
+            | ToHub::Alarm { .. }
             | ToHub::Inventory(_)
             | ToHub::Claim { .. }
             | ToHub::Heartbeat { .. }

@@ -5,7 +5,7 @@ use crate::core::timer::Timer;
 use crate::event::BoardView;
 use crate::store::StoreError;
 use dunlin_wire::NodeName;
-use dunlin_wire::telemetry::{Inventory, Sample};
+use dunlin_wire::telemetry::{Alarm, Inventory, Sample};
 
 /// How often history goes to disk, in milliseconds.
 pub(super) const HISTORY_MS: u64 = 60_000;
@@ -21,6 +21,23 @@ impl Hub {
         if let Some(member) = self.members.get_mut(name) {
             let _old = !member.board.handle_sample(sample, turn.now.mono, turn.now.wall);
         }
+    }
+
+    pub(super) fn handle_alarm(
+        &mut self,
+        name: &NodeName,
+        alarm: Alarm,
+        place: &str,
+        age_ms: u64,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        let Some(member) = self.members.get_mut(name) else { return Ok(()) };
+        if !member.board.handle_alarm(alarm, place, age_ms, turn.now.mono, turn.now.wall) {
+            return Ok(());
+        }
+        let word = alarm.as_str();
+        let detail = if place.is_empty() { word.to_owned() } else { format!("{word}({place})") };
+        turn.node_event("node.alarm", name, Some(&detail))
     }
 
     /// What the board last said, and how old that is.

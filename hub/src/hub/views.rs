@@ -26,6 +26,7 @@ impl Hub {
             free: member.session.as_ref().map_or(0, |s| s.claims.len() as u32),
             board: self.board_of(member, turn),
             key_set: member.session.as_ref().and_then(|session| session.keys),
+            alarms: member.board.alarms().clone(),
             last_outcome: member.last_outcome.clone(),
             conn: member.session.as_ref().map(|s| s.conn),
             heartbeat_ms: member.heartbeat_ms(&self.setup.timing),
@@ -43,6 +44,11 @@ impl Hub {
         }
         let boards = self.members.iter().filter(|(_, m)| m.node.revoked_ms.is_none());
         figures.boards = boards.filter_map(|(n, m)| Some((n.clone(), self.board_of(m, turn)?))).collect();
+        let alarms = |(n, m): (&NodeName, &Member)| {
+            let counts = m.board.alarms().iter().map(|(alarm, raised)| (n.clone(), *alarm, raised.count));
+            counts.collect::<Vec<_>>()
+        };
+        figures.alarms = self.members.iter().flat_map(alarms).collect();
         figures.connections = self.conns.len() as u64;
         figures.halted = self.halted;
         figures.store_bytes = self.store.bytes().unwrap_or_default();

@@ -3,7 +3,7 @@
 
 use super::schema::{Table, key, number};
 use super::{StoreError, View, Write};
-use crate::core::telemetry::{Row, Tier};
+use crate::core::history::{Row, Tier};
 use dunlin_wire::NodeName;
 use std::ops::Bound;
 
@@ -76,7 +76,7 @@ fn row_key(node: &NodeName, tier: Tier, at_ms: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::telemetry::Point;
+    use crate::core::history::Point;
     use crate::store::{Store, StoreOptions};
 
     #[test]

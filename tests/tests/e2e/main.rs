@@ -4,6 +4,7 @@
 
 mod api;
 mod board;
+mod boards;
 mod faults;
 mod https;
 mod nodes;

@@ -242,27 +242,10 @@ fn pass_descriptors(spec: &Spec, errors: RawFd) -> io::Result<()> {
         match script {
             Some(script) => {
                 check(libc::dup3(script, 5, 0))?;
-                close_from(6);
+                sys::close_from(6);
             }
-            None => close_from(5),
+            None => sys::close_from(5),
         }
     }
     Ok(())
-}
-
-/// close_range(2), or one by one before Linux 5.9.
-///
-/// # Safety
-/// Nothing may use the descriptors from `first` on.
-unsafe fn close_from(first: RawFd) {
-    // SAFETY: the caller says so.
-    unsafe {
-        if libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) == 0 {
-            return;
-        }
-        let max = libc::sysconf(libc::_SC_OPEN_MAX).clamp(1024, 1 << 20);
-        for fd in first..max as RawFd {
-            libc::close(fd);
-        }
-    }
 }

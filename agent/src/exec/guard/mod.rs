@@ -5,6 +5,9 @@
 //! can prove that nothing is left (ECHILD). It holds the lock on `run/<fence>` for its life.
 
 mod child;
+mod process;
+
+pub(super) use process::Process;
 
 use super::cgroup::Cgroup;
 use super::ladder::Ladder;
@@ -31,8 +34,10 @@ pub(super) const LOCK: RawFd = 8;
 /// What the program interprets, where its rule says so.
 pub(super) const SCRIPT: RawFd = 9;
 
-/// Largest control message, in bytes: argv and env of a job are bounded below this.
-pub(super) const MESSAGE_MAX: usize = 192 * 1024;
+/// Largest specification, in bytes: argv and env of a job are bounded below this.
+const SPEC_MAX: usize = 192 * 1024;
+/// Largest of all the other messages, in bytes. A buffer is cleared for each, and copied after a fork.
+pub(super) const WORD_MAX: usize = 256;
 /// How long SIGKILL may take until the job counts as stuck, in milliseconds.
 const KILL_MS: u64 = 2_000;
 /// How often the rest of a tree that forks is killed again, in milliseconds.
@@ -106,18 +111,6 @@ pub(super) struct End {
     pub peak_kib: Option<u64>,
 }
 
-/// The whole life of a guard process; its exit code.
-pub fn main() -> u8 {
-    match Guard::begin() {
-        Ok(Some(mut guard)) => guard.run(),
-        Ok(None) => 0,
-        Err(error) => {
-            eprintln!("dunlin-agent guard: {error} (started by hand? only the agent starts guards)");
-            70
-        }
-    }
-}
-
 struct Guard {
     lead: i32,
     me: i32,
@@ -139,7 +132,7 @@ struct Guard {
 
 impl Guard {
     fn begin() -> std::io::Result<Option<Self>> {
-        let first = sys::receive(CONTROL, MESSAGE_MAX, 0)?;
+        let first = sys::receive(CONTROL, SPEC_MAX, 0)?;
         let Ok(ToGuard::Spec(spec)) = postcard::from_bytes(&first) else { return Ok(None) };
         // SAFETY: none of these calls takes memory from us beyond live locals; this process has one thread.
         let (signals, timer, me) = unsafe {
@@ -304,7 +297,7 @@ impl Guard {
 
     fn listen(&mut self) {
         loop {
-            match sys::receive(CONTROL, MESSAGE_MAX, libc::MSG_DONTWAIT) {
+            match sys::receive(CONTROL, WORD_MAX, libc::MSG_DONTWAIT) {
                 Ok(bytes) if bytes.is_empty() => {
                     self.agent_gone = true;
                     return;

@@ -47,14 +47,11 @@ pub(in crate::exec) fn drop_bounding() -> io::Result<()> {
     // SAFETY: these calls take numbers only.
     unsafe {
         for capability in 0..64 {
-            match libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) {
-                0 => {}
-                1 => match check(libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0)) {
-                    Err(e) if e.raw_os_error() == Some(libc::EPERM) && libc::geteuid() != 0 => return Ok(()),
-                    done => drop(done?),
-                },
+            match check(libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0)) {
+                Err(e) if e.raw_os_error() == Some(libc::EPERM) && libc::geteuid() != 0 => return Ok(()),
                 // The kernel knows no more.
-                _ => break,
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) && capability > 0 => break,
+                done => drop(done?),
             }
         }
     }

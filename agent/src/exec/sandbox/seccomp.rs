@@ -87,8 +87,9 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_uselib,
 ];
 
-// Classic BPF: load a word of `struct seccomp_data`, jump when equal, greater or equal, or a bit is set; return.
+// Classic BPF: load a word of `struct seccomp_data`; jump, when equal, greater or equal, or a bit is set; return.
 const LOAD: u16 = 0x20;
+const JUMP: u16 = 0x05;
 const EQUAL: u16 = 0x15;
 #[cfg(target_arch = "x86_64")]
 const AT_LEAST: u16 = 0x35;
@@ -119,9 +120,13 @@ fn filter() -> Vec<libc::sock_filter> {
     ];
     #[cfg(target_arch = "x86_64")]
     program.extend([op(AT_LEAST, X32, 0, 1), op(RETURN, KILL, 0, 0)]);
-    for number in DENIED {
-        program.extend([op(EQUAL, *number as u32, 0, 1), refuse(libc::EPERM)]);
+    // All of them jump to the one refusal behind them, which what is not denied jumps over.
+    const { assert!(DENIED.len() <= u8::MAX as usize) };
+    for (at, number) in DENIED.iter().enumerate() {
+        let behind = DENIED.len() - at;
+        program.push(op(EQUAL, *number as u32, behind as u8, 0));
     }
+    program.extend([op(JUMP, 1, 0, 0), refuse(libc::EPERM)]);
     // What clone3 is asked for lies in memory, where no filter can look: it is said not to exist, and libraries use clone.
     program.extend([op(EQUAL, libc::SYS_clone3 as u32, 0, 1), refuse(libc::ENOSYS)]);
     program.extend([
@@ -177,6 +182,7 @@ mod tests {
                 }
                 EQUAL => jump(word == op.k),
                 ANY_BIT => jump(word & op.k != 0),
+                JUMP => 1 + op.k as usize,
                 RETURN => return op.k,
                 _ => jump(word >= op.k),
             };

@@ -4,6 +4,7 @@ mod draw;
 mod model;
 
 use super::client::{Client, Failure};
+use crate::clock;
 use model::{Model, Sort};
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
@@ -11,8 +12,8 @@ use ratatui::{DefaultTerminal, Terminal};
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-/// Between two looks at the hub.
-const EVERY: Duration = Duration::from_secs(2);
+/// Between two looks at the hub, in milliseconds.
+const EVERY_MS: u64 = 2_000;
 /// Width of a frame that no terminal bounds, in columns.
 const WIDTH: u16 = 100;
 
@@ -41,19 +42,22 @@ fn look(client: &Client, model: &mut Model) -> Result<(), Failure> {
 }
 
 fn watch(client: &Client, model: &mut Model, terminal: &mut DefaultTerminal) -> std::io::Result<()> {
+    let mut look_at = clock::now().mono + EVERY_MS;
     loop {
         terminal.draw(|frame| draw::draw(frame, model))?;
-        if event::poll(EVERY)? {
-            if let Event::Key(key) = event::read()?
-                && key.kind == KeyEventKind::Press
-                && press(model, key)
-            {
-                return Ok(());
-            }
-            continue;
+        let wait = look_at.saturating_sub(clock::now().mono);
+        // A key that is held down must not hold up the next look.
+        if wait == 0 {
+            // What was seen last stays, with a word why it is no newer.
+            model.fault = look(client, model).err().map(|failure| failure.to_string());
+            look_at = clock::now().mono + EVERY_MS;
+        } else if event::poll(Duration::from_millis(wait))?
+            && let Event::Key(key) = event::read()?
+            && key.kind == KeyEventKind::Press
+            && press(model, key)
+        {
+            return Ok(());
         }
-        // What was seen last stays, with a word why it is no newer.
-        model.fault = look(client, model).err().map(|failure| failure.to_string());
     }
 }
 

@@ -49,7 +49,7 @@ fn the_agent_hears_what_the_library_says_until_that_fails() {
     control("gpus 2\nUtilization 3\nused 2\n");
     until("a figure less", &|look| {
         look.is_ok_and(|gpus| {
-            gpus.len() == 1
+            gpus.len() == 2
                 && gpus[0].busy_permille.is_none()
                 && gpus[0].memory_mib == Some((2 << 10, 8 << 10))
         })

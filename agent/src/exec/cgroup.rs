@@ -5,7 +5,6 @@
 //! boards). What is written is read back.
 
 use dunlin_wire::job::layer;
-use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -157,7 +156,7 @@ fn is_ours(dir: &Path) -> bool {
 }
 
 /// What a job's cgroups bound.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Limits {
     /// Memory and swap together, in bytes.
     pub memory: Option<u64>,
@@ -179,7 +178,7 @@ pub(super) struct Counters {
 }
 
 /// One job's cgroups.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Cgroup {
     v2: Option<PathBuf>,
     v1: Vec<(String, PathBuf)>,

@@ -111,7 +111,6 @@ impl Job {
         for (fd, number) in fds {
             wired.push((sys::dup_high(fd.as_fd()).map_err(failed(SpawnStep::Guard))?, number));
         }
-        let guard = guard::Process::start(wired).map_err(failed(SpawnStep::Guard))?;
         let mut cgroup = None;
         if plan.has(layer::CGROUP | layer::MEMORY | layer::PIDS | layer::CPU) {
             let name = format!("{}{fence}", super::sweep::prefix(data));
@@ -146,8 +145,10 @@ impl Job {
             file_size: prepared.file_size,
             nofile: prepared.nofile,
         };
-        // A guard that gets no specification sees the end of its socket, and goes.
-        say(control.as_raw_fd(), &ToGuard::Spec(Box::new(spec))).map_err(failed(SpawnStep::Guard))?;
+        let guard = guard::Process::start(wired, spec).map_err(|error| {
+            ladder.cgroup.iter().for_each(Cgroup::remove);
+            failed(SpawnStep::Guard)(error)
+        })?;
         Ok(Self {
             fence,
             rule: prepared.rule,
@@ -304,12 +305,6 @@ impl Job {
     pub(super) fn finish(mut self, policy: [u8; 8], outbox: &Outbox) -> (guard::Process, bool) {
         let outcome = self.outcome();
         let is_stuck = outcome == Outcome::Stuck;
-        if !is_stuck {
-            let _ = std::fs::remove_file(&self.lock);
-            if let Some(dir) = &self.scratch {
-                let _ = std::fs::remove_dir_all(dir);
-            }
-        }
         let end = match &self.ended {
             Some(Ended { how: How::Guard(end), .. }) => (**end).clone(),
             _ => guard::End::default(),
@@ -338,6 +333,13 @@ impl Job {
         };
         let ended = FromExec::Ended { fence: self.fence, report: Box::new(report), kept: Default::default() };
         outbox.tell_ended(ended, [out_kept, err_kept]);
+        // Nobody has to wait for this; what is asked of us next comes after it.
+        if !is_stuck {
+            let _ = std::fs::remove_file(&self.lock);
+            if let Some(dir) = &self.scratch {
+                let _ = std::fs::remove_dir_all(dir);
+            }
+        }
         (self.guard, is_stuck)
     }
 
@@ -382,12 +384,9 @@ impl Job {
     }
 }
 
-fn say(control: RawFd, message: &ToGuard) -> std::io::Result<()> {
-    sys::send(control, &postcard::to_stdvec(message).unwrap_or_default())
-}
-
 fn tell_guard(control: RawFd, message: &ToGuard) {
-    if let Err(error) = say(control, message) {
+    let bytes = postcard::to_stdvec(message).unwrap_or_default();
+    if let Err(error) = sys::send(control, &bytes) {
         // A guard that is gone is noticed by the end of its socket.
         tracing::debug!(%error, "a guard did not take a message");
     }

@@ -113,7 +113,15 @@ pub(super) fn send(socket: RawFd, bytes: &[u8], files: &[OwnedFd], flags: libc::
 /// # Errors
 /// The system's; `InvalidData` for a message over [`MESSAGE_MAX`].
 pub(super) fn receive(socket: RawFd, flags: libc::c_int) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut buffer = vec![0; MESSAGE_MAX];
+    // A buffer for the largest would be cleared for each, and all of it copied after each fork.
+    // SAFETY: without room nothing is written.
+    let len =
+        unsafe { libc::recv(socket, std::ptr::null_mut(), 0, flags | libc::MSG_PEEK | libc::MSG_TRUNC) };
+    let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
+    if len > MESSAGE_MAX {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut buffer = vec![0; len];
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let mut control = [0u64; CONTROL_WORDS];
     let mut files = Vec::new();

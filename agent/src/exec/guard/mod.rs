@@ -17,7 +17,7 @@ use crate::clock::{self, BootMs};
 use crate::exec::message::EndCause;
 use dunlin_wire::job::{Interruption, SpawnStep};
 use serde::{Deserialize, Serialize};
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 /// The control socket's descriptor in the guard.
 pub(super) const CONTROL: RawFd = 3;
@@ -34,9 +34,7 @@ pub(super) const LOCK: RawFd = 8;
 /// What the program interprets, where its rule says so.
 pub(super) const SCRIPT: RawFd = 9;
 
-/// Largest specification, in bytes: argv and env of a job are bounded below this.
-const SPEC_MAX: usize = 192 * 1024;
-/// Largest of all the other messages, in bytes. A buffer is cleared for each, and copied after a fork.
+/// Largest message to or from a guard, in bytes.
 pub(super) const WORD_MAX: usize = 256;
 /// How long SIGKILL may take until the job counts as stuck, in milliseconds.
 const KILL_MS: u64 = 2_000;
@@ -46,16 +44,14 @@ const AGAIN_MS: u64 = 10;
 /// To the guard.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ToGuard {
-    /// First: what to run.
-    Spec(Box<Spec>),
     /// The lease goes on until then.
     Extend(BootMs),
     /// End the job.
     End(Cause),
 }
 
-/// What to run.
-#[derive(Debug, Serialize, Deserialize)]
+/// What to run. The guard has it from the process it was forked from.
+#[derive(Debug)]
 pub(super) struct Spec {
     pub argv: Vec<String>,
     pub env: Vec<String>,
@@ -118,6 +114,8 @@ struct Guard {
     ladder: Ladder,
     signals: RawFd,
     timer: RawFd,
+    // Held to the end: taking a job's mounts apart takes the kernel a while, for which nobody is to wait.
+    _view: Option<OwnedFd>,
     began: BootMs,
     cause: Option<Cause>,
     kill_at: Option<BootMs>,
@@ -131,9 +129,7 @@ struct Guard {
 }
 
 impl Guard {
-    fn begin() -> std::io::Result<Option<Self>> {
-        let first = sys::receive(CONTROL, SPEC_MAX, 0)?;
-        let Ok(ToGuard::Spec(spec)) = postcard::from_bytes(&first) else { return Ok(None) };
+    fn begin(spec: Spec) -> std::io::Result<Option<Self>> {
         // SAFETY: none of these calls takes memory from us beyond live locals; this process has one thread.
         let (signals, timer, me) = unsafe {
             sys::become_subreaper()?;
@@ -168,13 +164,15 @@ impl Guard {
         say(&FromGuard::Started);
         let began = clock::boot_ms();
         let user = spec.plan.identity.clone().filter(|_| spec.plan.own_user);
+        let view = sys::open_path(&format!("/proc/{lead}/ns/mnt"), libc::O_RDONLY).ok();
         Ok(Some(Self {
             lead,
             me,
             ladder: Ladder { cgroup: spec.cgroup.clone(), user },
-            spec: *spec,
+            spec,
             signals,
             timer,
+            _view: view,
             began,
             cause: None,
             kill_at: None,
@@ -305,7 +303,7 @@ impl Guard {
                 Ok(bytes) => match postcard::from_bytes(&bytes) {
                     Ok(ToGuard::Extend(until)) => self.spec.lease_until = self.spec.lease_until.max(until),
                     Ok(ToGuard::End(cause)) => self.ask(cause, clock::boot_ms()),
-                    Ok(ToGuard::Spec(_)) | Err(_) => {}
+                    Err(_) => {}
                 },
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(_) => {

@@ -5,14 +5,13 @@
 //! the boards' kernels begin at 4.9.
 
 use crate::exec::sys::{self, check};
-use serde::{Deserialize, Serialize};
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 /// What is different from the board's own view.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in crate::exec) struct View {
     /// Writable directories: a root and the way down from it.
     pub write: Vec<(String, String)>,

@@ -115,8 +115,7 @@ impl Job {
         if plan.has(layer::CGROUP | layer::MEMORY | layer::PIDS | layer::CPU) {
             let name = format!("{}{fence}", super::sweep::prefix(data));
             let freezer = ladder::needs_freezer(kernel.place.has_v2());
-            cgroup = Cgroup::make(&kernel.place, &name, &plan.limits, freezer)
-                .map_err(failed(SpawnStep::Cgroup))?;
+            cgroup = Cgroup::at(&kernel.place, &name, &plan.limits, freezer);
         }
         plan.view.scratch = scratch.as_ref().map(|dir| dir.display().to_string());
         plan.view.hidden = hidden(data);
@@ -124,7 +123,7 @@ impl Job {
         let ladder = Ladder { cgroup: cgroup.clone(), user };
         let redactors =
             [(); 2].map(|()| Redactor::new(prepared.secrets.iter().map(|(_, value)| value.as_str())));
-        let layers = plan.layers;
+        let (layers, limits) = (plan.layers, plan.limits);
         let mut env = environment(&prepared.work, &prepared.shell, scratch.as_deref(), data);
         env.extend(prepared.secrets.into_iter().map(|(name, value)| format!("{name}={value}")));
         let mut argv = prepared.shell.argv;
@@ -141,14 +140,18 @@ impl Job {
             interprets: prepared.opened.interpreted.is_some(),
             timeout_ms: prepared.timeout_ms,
             grace_ms: prepared.grace_ms,
-            lease_until,
             file_size: prepared.file_size,
             nofile: prepared.nofile,
         };
-        let guard = guard::Process::start(wired, spec).map_err(|error| {
-            ladder.cgroup.iter().for_each(Cgroup::remove);
-            failed(SpawnStep::Guard)(error)
-        })?;
+        let guard = guard::Process::start(wired, spec).map_err(failed(SpawnStep::Guard))?;
+        // Meanwhile it gets ready. One that is not told to start sees the end of its socket, and goes.
+        let made = ladder.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.make(&kernel.place, &limits));
+        if let Err(error) = made {
+            drop(control);
+            sys::reap_now(guard.pid());
+            return Err(failed(SpawnStep::Cgroup)(error));
+        }
+        tell_guard(control.as_raw_fd(), &ToGuard::Start(lease_until));
         Ok(Self {
             fence,
             rule: prepared.rule,
@@ -305,6 +308,12 @@ impl Job {
     pub(super) fn finish(mut self, policy: [u8; 8], outbox: &Outbox) -> (guard::Process, bool) {
         let outcome = self.outcome();
         let is_stuck = outcome == Outcome::Stuck;
+        if !is_stuck {
+            let _ = std::fs::remove_file(&self.lock);
+            if let Some(dir) = &self.scratch {
+                let _ = std::fs::remove_dir_all(dir);
+            }
+        }
         let end = match &self.ended {
             Some(Ended { how: How::Guard(end), .. }) => (**end).clone(),
             _ => guard::End::default(),
@@ -333,13 +342,6 @@ impl Job {
         };
         let ended = FromExec::Ended { fence: self.fence, report: Box::new(report), kept: Default::default() };
         outbox.tell_ended(ended, [out_kept, err_kept]);
-        // Nobody has to wait for this; what is asked of us next comes after it.
-        if !is_stuck {
-            let _ = std::fs::remove_file(&self.lock);
-            if let Some(dir) = &self.scratch {
-                let _ = std::fs::remove_dir_all(dir);
-            }
-        }
         (self.guard, is_stuck)
     }
 

@@ -148,13 +148,8 @@ fn begin_afresh() -> Result<(), Failure> {
     // SAFETY: every pointer is null or to a live local.
     unsafe {
         check(libc::setsid()).map_err(at(SpawnStep::Session))?;
-        // Rust ignores SIGPIPE, and the guard blocks everything; a job gets what a shell would give it.
-        // By the system call itself: libc keeps 32 and 33 from us. All zero is SIG_DFL without flags or mask, and the
-        // kernel's structure is not larger than this anywhere.
-        let default = [0u64; 8];
-        for signal in 1..=64 {
-            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u8>(), 8usize);
-        }
+        // The executor ignores nothing else, and the guard blocks everything; a job gets what a shell would give it.
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
         check(libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()))

@@ -44,6 +44,8 @@ const AGAIN_MS: u64 = 10;
 /// To the guard.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ToGuard {
+    /// First: the cgroups are there. The lease goes on until then.
+    Start(BootMs),
     /// The lease goes on until then.
     Extend(BootMs),
     /// End the job.
@@ -61,7 +63,6 @@ pub(super) struct Spec {
     pub interprets: bool,
     pub timeout_ms: u64,
     pub grace_ms: u64,
-    pub lease_until: BootMs,
     pub file_size: Option<u64>,
     pub nofile: Option<u64>,
     pub cgroup: Option<Cgroup>,
@@ -117,6 +118,7 @@ struct Guard {
     // Held to the end: taking a job's mounts apart takes the kernel a while, for which nobody is to wait.
     _view: Option<OwnedFd>,
     began: BootMs,
+    lease_until: BootMs,
     cause: Option<Cause>,
     kill_at: Option<BootMs>,
     killing_since: Option<BootMs>,
@@ -146,6 +148,9 @@ impl Guard {
             let timer = sys::check(libc::timerfd_create(libc::CLOCK_BOOTTIME, kind))?;
             (signals, timer, libc::getpid())
         };
+        // Whoever will not start it closes the socket.
+        let first = sys::receive(CONTROL, WORD_MAX, 0)?;
+        let Ok(ToGuard::Start(lease_until)) = postcard::from_bytes(&first) else { return Ok(None) };
         let lead = match child::spawn(&spec) {
             Ok(lead) => lead,
             Err((step, errno)) => {
@@ -174,6 +179,7 @@ impl Guard {
             timer,
             _view: view,
             began,
+            lease_until,
             cause: None,
             kill_at: None,
             killing_since: None,
@@ -240,14 +246,14 @@ impl Guard {
     /// Deadlines, and the next rung of the ladder.
     fn act(&mut self, now: BootMs) {
         if self.cause.is_none() && !self.lead_gone {
-            if now >= self.spec.lease_until {
+            if now >= self.lease_until {
                 self.ask(Cause::Asked(EndCause::Interrupted(Interruption::LeaseLost)), now);
             } else if now >= self.began + self.spec.timeout_ms {
                 self.ask(Cause::Timeout, now);
             }
         }
         // The lease holds for whatever is left, too, and also during somebody's grace.
-        let over = self.lead_gone || self.agent_gone || now >= self.spec.lease_until;
+        let over = self.lead_gone || self.agent_gone || now >= self.lease_until;
         if over || self.kill_at.is_some_and(|at| at <= now) {
             self.end.killed |= !self.lead_gone;
             let since = *self.killing_since.get_or_insert(now);
@@ -282,7 +288,7 @@ impl Guard {
             return clock::boot_ms().max(since) + pause;
         }
         let end = if self.cause.is_none() { self.began + self.spec.timeout_ms } else { BootMs::MAX };
-        end.min(self.spec.lease_until).min(self.kill_at.unwrap_or(BootMs::MAX))
+        end.min(self.lease_until).min(self.kill_at.unwrap_or(BootMs::MAX))
     }
 
     fn arm(&self, at: BootMs) {
@@ -301,9 +307,9 @@ impl Guard {
                     return;
                 }
                 Ok(bytes) => match postcard::from_bytes(&bytes) {
-                    Ok(ToGuard::Extend(until)) => self.spec.lease_until = self.spec.lease_until.max(until),
+                    Ok(ToGuard::Extend(until)) => self.lease_until = self.lease_until.max(until),
                     Ok(ToGuard::End(cause)) => self.ask(cause, clock::boot_ms()),
-                    Err(_) => {}
+                    Ok(ToGuard::Start(_)) | Err(_) => {}
                 },
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(_) => {

@@ -148,11 +148,13 @@ impl Guard {
             let timer = sys::check(libc::timerfd_create(libc::CLOCK_BOOTTIME, kind))?;
             (signals, timer, libc::getpid())
         };
+        let view = child::surround(&spec.plan);
         // Whoever will not start it closes the socket.
         let first = sys::receive(CONTROL, WORD_MAX, 0)?;
         let Ok(ToGuard::Start(lease_until)) = postcard::from_bytes(&first) else { return Ok(None) };
-        let lead = match child::spawn(&spec) {
-            Ok(lead) => lead,
+        let spawned = view.and_then(|view| child::spawn(&spec, view.as_ref()).map(|lead| (lead, view)));
+        let (lead, view) = match spawned {
+            Ok(spawned) => spawned,
             Err((step, errno)) => {
                 say(&FromGuard::SpawnFailed { step, errno });
                 if let Some(cgroup) = &spec.cgroup {
@@ -169,7 +171,6 @@ impl Guard {
         say(&FromGuard::Started);
         let began = clock::boot_ms();
         let user = spec.plan.identity.clone().filter(|_| spec.plan.own_user);
-        let view = sys::open_path(&format!("/proc/{lead}/ns/mnt"), libc::O_RDONLY).ok();
         Ok(Some(Self {
             lead,
             me,

@@ -259,6 +259,24 @@ pub enum ApiRefusal {
     StoreFailed,
 }
 
+impl ApiRefusal {
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            ApiRefusal::UnknownTask(_) | ApiRefusal::UnknownNode(_) => "not_found",
+            ApiRefusal::TaskExists(_) => "task_exists",
+            ApiRefusal::IllegalMove { state, .. } if state.is_terminal() => "task_already_terminal",
+            ApiRefusal::IllegalMove { .. } => "illegal_state",
+            ApiRefusal::NodeExists(_) => "node_exists",
+            ApiRefusal::NoKeySet => "invalid_key_set",
+            ApiRefusal::OldKeySet { .. } => "old_key_set",
+            ApiRefusal::QueueFull(_) => "queue_full",
+            ApiRefusal::StorageFull => "storage_full",
+            ApiRefusal::StoreFailed => "store_failed",
+        }
+    }
+}
+
 /// Why a task is not running: words for people, from a closed list of codes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Why {
@@ -365,6 +383,8 @@ pub struct Figures {
     pub closed: BTreeMap<CloseCode, u64>,
     /// Refused messages, by verdict word.
     pub refused: BTreeMap<&'static str, u64>,
+    /// Attempts that boards decided against, by code.
+    pub denials: BTreeMap<&'static str, u64>,
     /// What boards last said of themselves.
     pub boards: Vec<(NodeName, BoardView)>,
     /// Alarms of boards, by kind.
@@ -445,6 +465,10 @@ pub struct AuditRecord {
     pub action: String,
     /// What it was done to.
     pub target: String,
-    /// `ok`, or the refusal's word.
+    /// `ok`, an outcome, or the refusal in words.
     pub result: String,
+    /// `ok`, `allowed`, or the closed code of the denial or refusal.
+    pub code: String,
+    /// More, without what looks like a secret.
+    pub detail: Option<String>,
 }

@@ -18,6 +18,8 @@ pub mod message;
 pub mod nvml;
 pub mod outcome;
 pub mod prober;
+pub mod redact;
+pub mod report;
 pub mod require;
 pub mod seal;
 pub mod telemetry;

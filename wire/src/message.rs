@@ -11,6 +11,7 @@
 
 use crate::ids::{ClaimId, Fence, FleetId, NodeName, Tag, TaskId};
 use crate::job::{CancelledBy, Delivery, Job, OnDisconnect, Report, Stream};
+use crate::report::Told;
 use crate::require::Require;
 use crate::telemetry::{Alarm, Inventory, Sample};
 use serde::{Deserialize, Serialize};
@@ -82,6 +83,13 @@ pub enum ToHub {
     Keys {
         /// The version.
         version: u64,
+    },
+    /// What a running job says of itself: a sign that it goes on.
+    Told {
+        /// The attempt.
+        fence: Fence,
+        /// What it says, without a result.
+        told: Told,
     },
 }
 

@@ -199,7 +199,15 @@ impl Core {
         let always = layer::NO_NEW_PRIVS | layer::RLIMITS;
         let layers = self.policy.as_ref().map_or(0, |p| p.layers & !always);
         let words = layer::words(layers).filter_map(|word| format!("sandbox:{word}").parse().ok());
-        self.setup.capabilities.iter().cloned().chain(words).take(limits::CAPABILITIES_MAX).collect()
+        let kinds = self.policy.iter().flat_map(|p| p.kinds.clone());
+        self.setup
+            .capabilities
+            .iter()
+            .cloned()
+            .chain(kinds)
+            .chain(words)
+            .take(limits::CAPABILITIES_MAX)
+            .collect()
     }
 
     fn own_slots(&self) -> u32 {

@@ -6,6 +6,7 @@ mod body;
 mod error;
 mod events;
 mod history;
+mod kinds;
 mod listen;
 mod metrics;
 mod nodes;

@@ -4,6 +4,7 @@
 //! keeps in memory is rebuilt from the store at start, and again after a commit that failed.
 
 mod attempts;
+mod audit;
 mod early;
 mod keys;
 mod load;

@@ -6,6 +6,7 @@ use crate::core::node::{Node, NodeSpec};
 use crate::core::task::{State, Task, TaskSpec};
 use crate::core::telemetry::Raised;
 use dunlin_wire::message::{Numbered, ToAgent, Upload};
+use dunlin_wire::overlay::Overlay;
 use dunlin_wire::telemetry::{Alarm, Figure, Inventory, Sample};
 use dunlin_wire::{CloseCode, Fence, Key, NodeName, TaskId};
 use std::collections::BTreeMap;
@@ -157,6 +158,13 @@ pub enum Request {
     },
     /// Hand a set of keys on to the boards, as a root signed it.
     PushKeys(Vec<u8>),
+    /// Narrow what boards allow: this one, or all that have no overlay of their own.
+    PushOverlay {
+        /// The board.
+        node: Option<NodeName>,
+        /// The overlay, not numbered yet.
+        overlay: Box<Overlay>,
+    },
     /// Grant nothing more and cancel what is live.
     Halt,
     /// Grant again.
@@ -195,6 +203,13 @@ pub enum Answer {
     /// To `PushKeys`.
     Keys {
         /// The version that the hub has now.
+        version: u64,
+        /// Boards it was sent to at once; others get it when they connect.
+        sent: u64,
+    },
+    /// To `PushOverlay`.
+    Overlay {
+        /// The version that it got.
         version: u64,
         /// Boards it was sent to at once; others get it when they connect.
         sent: u64,
@@ -333,6 +348,8 @@ pub struct NodeView {
     pub board: Option<BoardView>,
     /// Version of the key set it has in force; `None` when it trusts no signatures, or is not there.
     pub key_set: Option<u64>,
+    /// Version of the overlay it has in force, 0 for none; `None` when it is not there.
+    pub overlay: Option<u64>,
     /// Alarms since the hub started, the newest of each kind.
     pub alarms: BTreeMap<Alarm, Raised>,
     /// Code of the outcome it last reported.

@@ -8,6 +8,7 @@ use dunlin_wire::envelope::{self, Audience, Envelope, Payload};
 use dunlin_wire::job::*;
 use dunlin_wire::keys::{Cert, KeySet, Kind, Scope};
 use dunlin_wire::message::*;
+use dunlin_wire::overlay::Overlay;
 use dunlin_wire::seal::{Context, Sealed};
 use dunlin_wire::telemetry::{Alarm, Figure, Inventory, Sample, Slot};
 use dunlin_wire::{ClaimId, Fence, FleetId, Key, TaskId};
@@ -197,6 +198,13 @@ fn messages_to_the_agent() {
         delivery: Delivery::AtMostOnce,
         requires: vec!["l4t >= 36.4".parse().unwrap()],
     };
+    let overlay = Overlay {
+        version: 3,
+        rules: Some(vec!["r".into()]),
+        timeout_ms: Some(1_000),
+        output: Some(1_000),
+        jobs: Some(1),
+    };
     let cancelled = AbortCause::Cancelled { by: CancelledBy::Halt };
     for (what, message, golden) in [
         ("Welcome", ToAgent::Welcome(Box::new(welcome)), GOLDEN[10]),
@@ -210,6 +218,7 @@ fn messages_to_the_agent() {
         ("Verdicts", ToAgent::Verdicts { heard: 2, verdicts }, GOLDEN[18]),
         ("Moved", ToAgent::Moved, "09"),
         ("Keys", ToAgent::Keys(vec![1, 2]), "0a020102"),
+        ("Overlay", ToAgent::Overlay(Box::new(overlay)), "0b030101017201e80701e8070101"),
     ] {
         check(what, &message, golden);
     }

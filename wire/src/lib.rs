@@ -17,6 +17,7 @@ pub mod limits;
 pub mod message;
 pub mod nvml;
 pub mod outcome;
+pub mod overlay;
 pub mod prober;
 pub mod redact;
 pub mod report;

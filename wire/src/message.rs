@@ -11,6 +11,7 @@
 
 use crate::ids::{ClaimId, Fence, FleetId, NodeName, Tag, TaskId};
 use crate::job::{CancelledBy, Delivery, Job, OnDisconnect, Report, Stream};
+use crate::overlay::Overlay;
 use crate::report::Told;
 use crate::require::Require;
 use crate::telemetry::{Alarm, Inventory, Sample};
@@ -90,6 +91,11 @@ pub enum ToHub {
         fence: Fence,
         /// What it says, without a result.
         told: Told,
+    },
+    /// Version of the overlay in force, 0 for none: said as `Keys` is. Answered by `Overlay` when another is meant.
+    Overlay {
+        /// The version.
+        version: u64,
     },
 }
 
@@ -174,6 +180,8 @@ pub enum ToAgent {
     Moved,
     /// A set of keys, as a root signed it ([`crate::keys::KeySet`]). The hub cannot tell whether it is one.
     Keys(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// What to leave out of the board's own policy from now on, also after a restart.
+    Overlay(Box<Overlay>),
 }
 
 /// First message of an enrolled node.

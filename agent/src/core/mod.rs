@@ -155,7 +155,13 @@ impl Core {
 
     fn handle_exec(&mut self, message: FromExec, now: BootMs, out: &mut Vec<Effect>) {
         match message {
-            FromExec::Policy(policy) => self.policy = Some(policy),
+            FromExec::Policy(policy) => {
+                let version = policy.overlay;
+                let before = self.policy.replace(policy).map(|policy| policy.overlay);
+                if before != Some(version) && self.is_welcome() {
+                    self.say(ToHub::Overlay { version }, now, out);
+                }
+            }
             FromExec::Prepared { fence, decision } => self.handle_prepared(fence, decision, now, out),
             FromExec::Started { fence } => self.handle_started(fence, now, out),
             FromExec::Output { fence, stream, offset, bytes } => {

@@ -89,8 +89,11 @@ impl Core {
         }
     }
 
-    /// Which keys are trusted here, so that the hub can send newer ones.
+    /// Which keys are trusted here, and which overlay is in force, so that the hub can send others.
     fn say_keys(&mut self, now: BootMs, out: &mut Vec<Effect>) {
+        if let Some(version) = self.policy.as_ref().map(|policy| policy.overlay) {
+            self.say(ToHub::Overlay { version }, now, out);
+        }
         if let Some(version) = self.keys {
             self.say(ToHub::Keys { version }, now, out);
         }
@@ -136,6 +139,11 @@ impl Core {
             ToAgent::Keys(bytes) => {
                 if bytes.len() <= limits::KEYS_MAX {
                     out.push(Effect::Exec(ToExec::Keys(bytes)));
+                }
+            }
+            ToAgent::Overlay(overlay) => {
+                if overlay.is_in_bounds() {
+                    out.push(Effect::Exec(ToExec::Overlay(overlay)));
                 }
             }
             ToAgent::Verdicts { heard, verdicts } => {

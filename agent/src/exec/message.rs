@@ -5,6 +5,7 @@
 use super::output::Layout;
 use crate::clock::BootMs;
 use dunlin_wire::job::{CancelledBy, Interruption, Job, Report, Stream};
+use dunlin_wire::overlay::Overlay;
 use dunlin_wire::report::Told;
 use dunlin_wire::{Fence, Tag, TaskId};
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,8 @@ pub enum ToExec {
     Shutdown,
     /// A key set, as a root is said to have signed it. Answered by `Keys`.
     Keys(Vec<u8>),
+    /// What to leave out of the policy, instead of the overlay before. Answered by `Policy`.
+    Overlay(Box<Overlay>),
 }
 
 /// Why the agent ends a job.
@@ -159,4 +162,6 @@ pub struct PolicyState {
     pub error: Option<String>,
     /// What the policy offers beside rules: `kind:orchestrator-run`, `hook:NAME`.
     pub kinds: Vec<Tag>,
+    /// Version of the overlay in force, 0 for none.
+    pub overlay: u64,
 }

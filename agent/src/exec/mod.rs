@@ -44,6 +44,7 @@ use asked::Prepared;
 use audit::Audit;
 use dunlin_wire::Fence;
 use dunlin_wire::job::{Interruption, Outcome, Report};
+use dunlin_wire::overlay::Overlay;
 use outbox::Outbox;
 use rules::read_trusted;
 use run::Job;
@@ -83,7 +84,10 @@ struct Machine {
     audit: Audit,
     spool: PathBuf,
     outbox: Rc<Outbox>,
+    // As the file has it, and what the overlay leaves of that.
+    base: Option<Policy>,
     policy: Option<Policy>,
+    overlay: Overlay,
     digest: [u8; 8],
     prepared: BTreeMap<Fence, Prepared>,
     jobs: BTreeMap<Fence, Job>,
@@ -98,6 +102,7 @@ impl Machine {
     fn new(config: ExecConfig, outbox: Rc<Outbox>) -> std::io::Result<Self> {
         let spool = config.data.join("spool");
         std::fs::create_dir_all(&spool)?;
+        let overlay = rules::kept_overlay(&config.data.join(OWN));
         Ok(Self {
             verifier: Verifier::open(config.signing.clone(), &config.data.join(OWN)),
             audit: Audit::open(&config.data.join(OWN)),
@@ -106,6 +111,8 @@ impl Machine {
             config,
             spool,
             outbox,
+            overlay,
+            base: None,
             policy: None,
             digest: [0; 8],
             prepared: BTreeMap::new(),
@@ -240,6 +247,7 @@ impl Machine {
                 self.audit.write(clock::wall_ms(), what);
                 self.tell_keys();
             }
+            ToExec::Overlay(overlay) => self.take_overlay(*overlay),
             ToExec::Shutdown => self.stop(),
         }
     }
@@ -272,6 +280,19 @@ impl Machine {
         self.outbox.tell(FromExec::Ended { fence, report: Box::new(report), kept: Default::default() });
     }
 
+    /// It is on the disk before it is in force, so that a restart without a hub does not undo it.
+    fn take_overlay(&mut self, overlay: Overlay) {
+        if !overlay.is_in_bounds() {
+            return;
+        }
+        if let Err(error) = rules::keep_overlay(&self.config.data.join(OWN), &overlay) {
+            return tracing::error!(%error, "an overlay of the policy was not taken");
+        }
+        self.audit.write(clock::wall_ms(), json!({"decision": "overlay", "version": overlay.version}));
+        self.overlay = overlay;
+        self.tell_policy(None);
+    }
+
     /// Which key set is in force, where signatures are trusted at all.
     fn tell_keys(&self) {
         if let Some(version) = self.verifier.version() {
@@ -283,7 +304,7 @@ impl Machine {
     fn load_policy(&mut self) {
         let error = match load(&self.config.policy) {
             Ok((policy, digest)) => {
-                self.policy = Some(policy);
+                self.base = Some(policy);
                 self.digest = digest;
                 None
             }
@@ -293,9 +314,22 @@ impl Machine {
             }
         };
         self.denied_tokens.clear();
+        self.tell_policy(error);
+    }
+
+    fn tell_policy(&mut self, error: Option<String>) {
+        self.policy = self.base.as_ref().map(|base| base.narrowed(&self.overlay));
+        let overlay = self.overlay.version;
         let jobs = self.policy.as_ref().map_or(1, |policy| asked::capacity(policy) as u32);
         let kinds = self.policy.as_ref().map(asked::kinds).unwrap_or_default();
         let layers = self.kernel.layers;
-        self.outbox.tell(FromExec::Policy(PolicyState { digest: self.digest, jobs, layers, error, kinds }));
+        self.outbox.tell(FromExec::Policy(PolicyState {
+            digest: self.digest,
+            jobs,
+            layers,
+            error,
+            kinds,
+            overlay,
+        }));
     }
 }

@@ -4,6 +4,7 @@ use super::kernel::Kernel;
 use super::{POLICY_BYTES_MAX, prepare, sandbox, secret};
 use crate::core::policy::{self, Policy, Request};
 use dunlin_wire::job::Denial;
+use dunlin_wire::overlay::Overlay;
 use std::path::Path;
 
 /// Reads a policy and the files in `policy.d` beside it: theirs alone may they be, root's or ours.
@@ -82,4 +83,22 @@ pub fn lint(policy: &Policy, kernel: &Kernel) -> Vec<String> {
         }
     }
     found
+}
+
+/// Where an overlay is kept.
+const OVERLAY: &str = "overlay";
+
+/// The overlay in force when the executor ended; one that cannot be read leaves nothing, until the hub sends another.
+pub(super) fn kept_overlay(dir: &Path) -> Overlay {
+    match std::fs::read(dir.join(OVERLAY)) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Overlay::default(),
+        Ok(bytes) => postcard::from_bytes(&bytes).unwrap_or_else(|_| Overlay::nothing()),
+        Err(_) => Overlay::nothing(),
+    }
+}
+
+/// Keeps it for the next start.
+pub(super) fn keep_overlay(dir: &Path, overlay: &Overlay) -> std::io::Result<()> {
+    let bytes = postcard::to_stdvec(overlay).map_err(std::io::Error::other)?;
+    super::verify::write_whole(dir, OVERLAY, &bytes)
 }

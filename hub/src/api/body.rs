@@ -279,6 +279,7 @@ pub(super) fn node(view: &NodeView) -> Value {
         "lastOutcome": view.last_outcome,
         "version": node.version,
         "policy": data_encoding::HEXLOWER.encode(&node.policy),
+        "policyVersion": view.overlay,
         "keySet": view.key_set,
         "publicKey": node.key.to_string(),
         "enrolledAt": node.enrolled_ms,

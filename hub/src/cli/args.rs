@@ -2,6 +2,7 @@
 
 use super::client::{Failure, Target};
 use super::key::{KeyCommand, KeysCommand};
+use super::policy::PolicyCommand;
 use super::sign::{BundleArgs, SignArgs};
 use clap::{Args, Parser, Subcommand};
 
@@ -113,6 +114,11 @@ pub(super) enum Command {
     },
     /// Sign a job into a file, for a board without a hub (`dunlin-agent run-bundle`).
     Bundle(Box<BundleArgs>),
+    /// Narrow what boards allow.
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
     /// Stop the fleet: nothing is granted, what runs is cancelled, the queue is kept.
     Halt,
     /// Let a halted fleet go on.

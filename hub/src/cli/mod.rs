@@ -4,6 +4,7 @@ mod args;
 mod client;
 mod hub_url;
 mod key;
+mod policy;
 mod show;
 mod sign;
 mod top;
@@ -74,6 +75,9 @@ fn run(client: &Client, command: Command) -> Result<u8, Failure> {
         }
         Command::Keys { command: KeysCommand::Push { file } } => key::push(client, &file)?,
         Command::Key { .. } | Command::Keys { .. } | Command::Bundle(_) => {}
+        Command::Policy { command: policy::PolicyCommand::Push { file, node } } => {
+            policy::push(client, &file, node.as_deref())?;
+        }
         Command::Halt => {
             let answer = client.post("/v1/fleet/halt", &json!({}))?;
             println!("halted; {} tasks cancelled, the queue is kept", answer["cancelled"]);

@@ -43,6 +43,9 @@ pub(super) fn row(request: &Request) -> Option<Row> {
         Request::Revoke(name) => ("node.revoke", name.to_string()),
         Request::Invite { node, .. } => ("node.invite", node.name.to_string()),
         Request::PushKeys(_) => ("keys.push", String::new()),
+        Request::PushOverlay { node, .. } => {
+            ("policy.push", node.as_ref().map(ToString::to_string).unwrap_or_default())
+        }
         Request::Halt => ("fleet.halt", String::new()),
         Request::Resume => ("fleet.resume", String::new()),
         Request::Why(_) | Request::Nodes | Request::Node(_) | Request::Recent(_) | Request::Metrics => {
@@ -51,6 +54,9 @@ pub(super) fn row(request: &Request) -> Option<Row> {
     };
     let detail = match request {
         Request::Submit { spec, .. } => Some(asked(&spec.job)),
+        Request::PushOverlay { overlay, .. } => {
+            Some(format!("{overlay:?}").chars().take(DETAIL_CHARS).collect())
+        }
         _ => None,
     };
     Some(Row { action, target, detail })

@@ -44,6 +44,7 @@ impl Hub {
             Request::Revoke(name) => self.revoke(&name, turn),
             Request::Invite { node, ttl_ms } => self.invite(node, ttl_ms, turn),
             Request::PushKeys(bytes) => self.push_keys(bytes, turn),
+            Request::PushOverlay { node, overlay } => self.push_overlay(node, *overlay, turn),
             Request::Halt => self.halt(turn),
             Request::Resume => self.resume(turn),
             Request::Metrics => Ok(Ok(Answer::Metrics(Box::new(self.figures_now(turn))))),

@@ -436,3 +436,46 @@ fn decisions_and_actions_leave_one_row_each() {
     let out = fleet.command("dunlin").args(["audit", "--code", "not_allowlisted"]).output().unwrap();
     assert!(String::from_utf8(out.stdout).unwrap().contains(&denied));
 }
+
+#[test]
+fn an_overlay_narrows_at_once_and_after_a_restart_without_a_hub() {
+    let (_dir, fleet) = fleet();
+    let mut hub = fleet.start_hub().unwrap();
+    let a = fleet.add_agent("a", &[]).unwrap();
+    let push = |text: &str| {
+        let file = fleet.dir().join("overlay.toml");
+        std::fs::write(&file, text).unwrap();
+        let out = fleet.command("dunlin").args(["policy", "push"]).arg(&file).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    let version =
+        |n: u64| until("the board has it", || (fleet.node("a")["policyVersion"] == n).then_some(()));
+    version(0);
+    push("rules = [\"sleep\", \"uname\"]\ntimeout = \"300ms\"\n");
+    version(1);
+    let denied = |argv: &[&str]| Fleet::outcome(&fleet.wait_ended(&fleet.submit(argv, json!({})).unwrap()));
+    assert_eq!(denied(&["/usr/bin/echo", "x"]), "denied(not_allowlisted)");
+    let long =
+        fleet.submit(&["/usr/bin/sleep", "30"], json!({"timeoutMs": 60_000, "maxAttempts": 1})).unwrap();
+    let task = fleet.wait_ended(&long);
+    assert_eq!((Fleet::outcome(&task), &last(&task)["timeoutMs"]), ("timed_out(term)".into(), &json!(300)));
+    // What it names and the board's file does not have is not there by that.
+    push("rules = [\"root\", \"uname\"]\ntimeout = \"23h\"\njobs = 99\n");
+    version(2);
+    assert_eq!(denied(&["/bin/false"]), "denied(not_allowlisted)");
+    hub.proc.kill();
+    drop(a);
+    let _a = fleet.start_agent("a").unwrap();
+    let status = || std::fs::read_to_string(fleet.data("a").join("status.json")).unwrap_or_default();
+    let pid = format!("\"pid\": {}", _a.proc.pid());
+    until("it is there without a hub", || {
+        let status = status();
+        (status.contains(&pid) && status.contains("\"policyVersion\": 2")).then_some(())
+    });
+    let _hub = fleet.start_hub().unwrap();
+    fleet.wait_health("a", "healthy");
+    assert_eq!(denied(&["/usr/bin/echo", "x"]), "denied(not_allowlisted)");
+    push("");
+    version(3);
+    assert_eq!(denied(&["/usr/bin/echo", "x"]), "ok");
+}

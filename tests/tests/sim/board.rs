@@ -73,7 +73,8 @@ impl Board {
         };
         let mut out = Vec::new();
         self.core = Some(Core::new(setup, self.disk.clone(), &mut out));
-        let policy = PolicyState { digest: [1; 8], jobs: 3, layers: 0, error: None, kinds: vec![] };
+        let policy =
+            PolicyState { digest: [1; 8], jobs: 3, layers: 0, error: None, kinds: vec![], overlay: 0 };
         self.inbox.push((now, Event::FromExec(FromExec::Policy(policy))));
         out
     }

@@ -280,6 +280,7 @@ fn rule(raw: RawRule, policy: &Policy, source: &Source<'_>) -> Result<Rule, Poli
         nofile: raw.limits.nofile,
         timeout_ms: timeout_ms.unwrap_or(TIMEOUT_MS).min(ceiling),
         timeout_ms_max: ceiling.max(timeout_ms.unwrap_or(0)),
+        timeout_ms_cap: u64::MAX,
         output,
         on_output_limit,
         unicode: raw.unicode,

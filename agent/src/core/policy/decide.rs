@@ -145,7 +145,7 @@ fn rest<'a>(
             found
         }
     };
-    Ok(Allowed { rule, timeout_ms, operands, cwd })
+    Ok(Allowed { rule, timeout_ms: timeout_ms.min(rule.timeout_ms_cap), operands, cwd })
 }
 
 /// Whether the rule needs a signature that is not there, or more than the signer's key may do.

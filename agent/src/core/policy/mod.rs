@@ -8,6 +8,7 @@ mod confine;
 mod decide;
 mod hooks;
 mod names;
+mod narrow;
 mod raw;
 
 pub use compile::{PolicyError, lint};
@@ -215,6 +216,8 @@ pub struct Rule {
     pub timeout_ms: u64,
     /// Longest timeout a task may ask for, in milliseconds.
     pub timeout_ms_max: u64,
+    /// What any timeout is cut to, in milliseconds: an overlay's word, else no bound.
+    pub timeout_ms_cap: u64,
     /// Output kept per stream, in bytes.
     pub output: u64,
     /// What happens beyond it.

@@ -140,7 +140,7 @@ impl Board {
                     };
                 }
             }
-            ToExec::ReloadPolicy | ToExec::Keys(_) | ToExec::Shutdown => {}
+            ToExec::ReloadPolicy | ToExec::Keys(_) | ToExec::Overlay(_) | ToExec::Shutdown => {}
         }
     }
 

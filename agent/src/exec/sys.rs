@@ -328,3 +328,28 @@ pub(super) fn shut_down(fd: RawFd) {
     // SAFETY: takes numbers only.
     unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
 }
+
+/// A file without a name that holds `bytes`, to be read from its beginning.
+pub(super) fn memory_file(bytes: &[u8]) -> io::Result<OwnedFd> {
+    use io::{Seek, Write};
+    let name = c_string("order")?;
+    // SAFETY: the name lives through the call; the descriptor that comes is ours.
+    let fd = check(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })?;
+    // SAFETY: as said.
+    let mut file = unsafe { std::fs::File::from_raw_fd(fd) };
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+/// A descriptor that can be read when somebody has written to the file at `path` (inotify(7)).
+pub(super) fn watch_writes(path: &std::path::Path) -> io::Result<OwnedFd> {
+    let path = c_string(&path.to_string_lossy())?;
+    // SAFETY: the path lives through the calls; the descriptor that comes is ours.
+    unsafe {
+        let fd = check(libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK))?;
+        let fd = OwnedFd::from_raw_fd(fd);
+        check(libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), libc::IN_MODIFY))?;
+        Ok(fd)
+    }
+}

@@ -22,6 +22,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+/// The name in `meta` of what all settled attempts used: tokens, cost.
+pub const SPENT: &str = "spent";
+
 /// What went wrong with the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {

@@ -319,6 +319,10 @@ pub fn lint(policy: &Policy) -> Vec<String> {
         found
             .push(format!("slots.users has {users} users: so many jobs at once, not ceilings.jobs = {jobs}"));
     }
+    if policy.slots.is_empty() {
+        let what = "no [slots] users: jobs run as the executor's own user, which is root under systemd";
+        found.push(format!("{what}; name one user for each job at once"));
+    }
     for rule in &policy.rules {
         let matchers = rule.args.iter().chain(rule.rest.iter().map(|(m, _, _)| m)).chain(rule.env.values());
         for m in matchers {

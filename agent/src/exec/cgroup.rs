@@ -203,8 +203,8 @@ impl Cgroup {
 
     /// Makes them with their limits. An error when a limit is not in force; then there are none.
     pub(super) fn make(&self, place: &Place, limits: &Limits) -> io::Result<()> {
-        let dirs = self.v2.iter().chain(self.v1.iter().map(|(_, dir)| dir));
-        let made = dirs.map(|dir| make_dir(dir)).collect::<io::Result<()>>();
+        let mut dirs = self.v2.iter().chain(self.v1.iter().map(|(_, dir)| dir));
+        let made = dirs.try_for_each(|dir| make_dir(dir));
         made.and_then(|()| self.limit(place, limits)).inspect_err(|_| self.remove())
     }
 

@@ -127,13 +127,11 @@ impl Job {
         for (fd, number) in fds {
             wired.push((sys::dup_high(fd.as_fd()).map_err(failed(SpawnStep::Guard))?, number));
         }
-        let guard = guard::Process::start(wired).map_err(failed(SpawnStep::Guard))?;
         let mut cgroup = None;
         if plan.has(layer::CGROUP | layer::MEMORY | layer::PIDS | layer::CPU) {
             let name = format!("{}{fence}", super::sweep::prefix(data));
             let freezer = ladder::needs_freezer(kernel.place.has_v2());
-            cgroup = Cgroup::make(&kernel.place, &name, &plan.limits, freezer)
-                .map_err(failed(SpawnStep::Cgroup))?;
+            cgroup = Cgroup::at(&kernel.place, &name, &plan.limits, freezer);
         }
         plan.view.scratch = Some(scratch.display().to_string());
         plan.view.hidden = hidden(data);
@@ -141,7 +139,7 @@ impl Job {
         let ladder = Ladder { cgroup: cgroup.clone(), user };
         let redactors =
             [(); 2].map(|()| Redactor::new(prepared.secrets.iter().map(|(_, value)| value.as_str())));
-        let layers = plan.layers;
+        let (layers, limits) = (plan.layers, plan.limits);
         let mut env = environment(&prepared.work, &prepared.shell, &scratch, data);
         env.extend(prepared.secrets.into_iter().map(|(name, value)| format!("{name}={value}")));
         let mut argv = prepared.shell.argv;
@@ -159,12 +157,18 @@ impl Job {
             interprets: prepared.opened.interpreted.is_some(),
             timeout_ms: prepared.timeout_ms,
             grace_ms: prepared.grace_ms,
-            lease_until,
             file_size: prepared.file_size,
             nofile: prepared.nofile,
         };
-        // A guard that gets no specification sees the end of its socket, and goes.
-        say(control.as_raw_fd(), &ToGuard::Spec(Box::new(spec))).map_err(failed(SpawnStep::Guard))?;
+        let guard = guard::Process::start(wired, spec).map_err(failed(SpawnStep::Guard))?;
+        // Meanwhile it gets ready. One that is not told to start sees the end of its socket, and goes.
+        let made = ladder.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.make(&kernel.place, &limits));
+        if let Err(error) = made {
+            drop(control);
+            sys::reap_now(guard.pid());
+            return Err(failed(SpawnStep::Cgroup)(error));
+        }
+        tell_guard(control.as_raw_fd(), &ToGuard::Start(lease_until));
         Ok(Self {
             fence,
             rule: prepared.rule,
@@ -413,12 +417,9 @@ impl Job {
     }
 }
 
-fn say(control: RawFd, message: &ToGuard) -> std::io::Result<()> {
-    sys::send(control, &postcard::to_stdvec(message).unwrap_or_default())
-}
-
 fn tell_guard(control: RawFd, message: &ToGuard) {
-    if let Err(error) = say(control, message) {
+    let bytes = postcard::to_stdvec(message).unwrap_or_default();
+    if let Err(error) = sys::send(control, &bytes) {
         // A guard that is gone is noticed by the end of its socket.
         tracing::debug!(%error, "a guard did not take a message");
     }

@@ -284,6 +284,28 @@ pub(super) fn signals(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
     }
 }
 
+/// Ignores no signal any more, whatever we were started with, but SIGPIPE: what is ignored would be so in every job.
+pub(super) fn ignore_no_signal() {
+    // By the system call itself: libc keeps 32 and 33 from us. All zero is SIG_DFL without flags or mask, the kernel's
+    // structure is not larger than this anywhere, and begins with the handler.
+    let (default, mut now) = ([0u64; 8], [0u64; 8]);
+    for signal in (1..=64).filter(|signal| *signal != libc::SIGPIPE) {
+        // SAFETY: both live through the calls, and are large enough.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, std::ptr::null::<u8>(), now.as_mut_ptr(), 8usize);
+            if now[0] == libc::SIG_IGN as u64 {
+                libc::syscall(
+                    libc::SYS_rt_sigaction,
+                    signal,
+                    default.as_ptr(),
+                    std::ptr::null::<u8>(),
+                    8usize,
+                );
+            }
+        }
+    }
+}
+
 /// No other process of our user may look into this one.
 pub(super) fn hide() -> io::Result<()> {
     // SAFETY: sets an attribute of this process; no memory is involved.

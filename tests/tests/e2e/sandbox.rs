@@ -219,6 +219,7 @@ fn check_confined(parent: &str, mask: &str) {
              CapAmb:0000000000000000 NoNewPrivs:1 Seccomp:2 "
                 .to_owned(),
         ),
+        ("grep SigIgn /proc/self/status | tr -d '\\t'", "SigIgn:0000000000000000\n".into()),
         // It writes where it may, and nowhere else, whatever the modes say.
         ("echo x > mine && cat mine", "x\n".into()),
         (&format!("echo x > {marker} && cat {marker}"), "x\n".into()),

@@ -57,7 +57,10 @@ pub(super) fn run() -> ExitCode {
         return ExitCode::from(super::EX_USAGE);
     };
     let (done, answer) = call(&order, &token);
-    let word = done.as_ref().map_or_else(|how| how.as_str(), |word| word);
+    let word = match &done {
+        Ok(word) => *word,
+        Err(how) => how.as_str(),
+    };
     let result = json!({"status": word, "answer": answer});
     println!("{result}");
     if let Some(path) = std::env::var_os("DUNLIN_REPORT") {

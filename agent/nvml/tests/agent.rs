@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+type Look<'a> = Result<&'a [dunlin_wire::nvml::Gpu], &'a str>;
+
 #[test]
 fn the_agent_hears_what_the_library_says_until_that_fails() {
     let dir = tempfile::tempdir().unwrap();
@@ -29,7 +31,7 @@ fn the_agent_hears_what_the_library_says_until_that_fails() {
     let args = args.iter().map(Into::into).collect();
     let mut nvml = Nvml::new(Programs { helper, smi: "/nowhere/nvidia-smi".into(), args });
     let root = Sysroot::new(dir.path());
-    let mut until = |what: &str, is: &dyn Fn(Result<&[dunlin_wire::nvml::Gpu], &str>) -> bool| {
+    let mut until = |what: &str, is: &dyn Fn(Look<'_>) -> bool| {
         for _ in 0..2000 {
             if is(nvml.look(&root, false, 1_000_000).map(|(_, gpus)| gpus)) {
                 return;

@@ -52,7 +52,7 @@ build_debian() {
     local under=${1//-/_}
     env "CARGO_TARGET_${under^^}_LINKER=$gcc" "CC_$under=$gcc" "AR_$under=$arch-linux-gnu-ar" \
         RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=target/cross \
-        RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static -C link-self-contained=no -L native=$PWD/$lib --remap-path-prefix=$PWD=. --remap-path-prefix=$HOME=~" \
+        RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static -C link-self-contained=no -C force-unwind-tables=no -L native=$PWD/$lib --remap-path-prefix=$PWD=. --remap-path-prefix=$HOME=~" \
         /usr/bin/cargo build --locked --profile dist --target "$1" -Zbuild-std=std,panic_abort -p dunlin-agent -p dunlin-hub
 }
 

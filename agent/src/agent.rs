@@ -102,6 +102,7 @@ pub fn run(config: &Config) -> Result<()> {
         status: String::new(),
         stopping: false,
     };
+    dunlin_systemd::notify("READY=1");
     let done = agent.run(inbox, out);
     // The loop's end of the link is gone with it: the link says its last words and ends.
     let _ = link.join();
@@ -230,6 +231,7 @@ impl Agent {
             let now = clock::boot_ms();
             if now >= self.looked_at + STATUS_MS {
                 self.looked_at = now;
+                dunlin_systemd::notify("WATCHDOG=1");
                 look = true;
                 waiting.extend(self.spending.look(now).map(Event::Thrift));
             }

@@ -97,7 +97,9 @@ async fn run(
             tokio::spawn(api::serve(TlsListener::new(listener, current)?, state, stop_api))
         }
     };
+    dunlin_systemd::notify("READY=1");
     stop_signal().await?;
+    dunlin_systemd::notify("STOPPING=1");
     tracing::info!("stopping");
     stop.send_replace(true);
     endpoint.close(0u32.into(), b"leaving");
@@ -174,6 +176,7 @@ impl Driver {
         let mut waiting = Vec::new();
         loop {
             let now = clock::now();
+            dunlin_systemd::notify("WATCHDOG=1");
             let due = self.hub.poll_timeout().map_or(60_000, |at| at.saturating_sub(now.mono));
             let received = runtime.block_on(async {
                 let wait = Duration::from_millis(due);

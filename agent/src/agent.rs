@@ -324,6 +324,7 @@ impl Agent {
             "uplinks": uplinks.collect::<Vec<_>>(),
             "lastError": state.last,
             "failures": state.failures,
+            "heartbeatMs": self.core.heartbeat_ms(),
             "budget": self.spending.status().map(|(thrift, spent, limit)| {
                 json!({ "state": thrift.as_str(), "spentBytes": spent, "monthlyBytes": limit })
             }),

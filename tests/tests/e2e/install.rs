@@ -2,6 +2,8 @@
 
 use super::fleet;
 use dunlin_tests::Fleet;
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -50,6 +52,69 @@ fn one_command_from_a_ticket_to_a_green_board() {
     assert!(code == Some(77) && text.contains("ticket"), "{text}");
     let (code, text) = up(&fleet, &["--resume"]);
     assert!(code == Some(0) && text.contains("welcomed"), "still who it was: {text}");
+}
+
+/// Each check's colour, by its name; of several by one name the worst.
+fn doctor(mut command: Command) -> (Option<i32>, BTreeMap<String, String>) {
+    let out = command.arg("--json").output().unwrap();
+    let rows: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let mut found: BTreeMap<String, String> = BTreeMap::new();
+    for row in rows.as_array().unwrap() {
+        let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
+        assert!(text("level") == "green" || text("fix") != "" || text("name") == "disk", "{row}");
+        let level = found.entry(text("name")).or_default();
+        let worse = |level: &str| ["", "green", "yellow", "red"].iter().position(|l| *l == level);
+        if worse(&text("level")) > worse(level) {
+            *level = text("level");
+        }
+    }
+    (out.status.code(), found)
+}
+
+#[test]
+fn doctors_say_what_is_wrong_and_what_to_do() {
+    let (_dir, fleet) = fleet();
+    let agent = || {
+        let mut command = fleet.command("dunlin-agent");
+        command.args(["doctor", "--with-exec", "--data"]).arg(fleet.data("heron"));
+        command.arg("--policy").arg(fleet.dir().join("policy.toml"));
+        doctor(command)
+    };
+    let hub = || {
+        let mut command = fleet.command("dunlin-hub");
+        command.args(["doctor", "--config"]).arg(fleet.dir().join("hub.toml"));
+        doctor(command)
+    };
+    let mut running = fleet.start_hub().unwrap();
+    let (code, checks) = hub();
+    assert!(code == Some(0) && checks.len() >= 12, "{checks:?}");
+    for name in ["store", "quic", "http", "version", "secrets"] {
+        assert_eq!(checks[name], "green", "{name} of a hub that runs");
+    }
+    assert_eq!(agent().1["enrolment"], "red");
+    let heron = fleet.add_agent("heron", &[]).unwrap();
+    let (code, checks) = agent();
+    assert!(code == Some(0) && checks.len() >= 12, "{checks:?}");
+    for name in ["enrolment", "keys", "uplink", "agent", "journal", "executor"] {
+        assert_eq!(checks[name], "green", "{name} of an agent that runs");
+    }
+    let mode = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    mode(&fleet.data("heron").join("identity.key"), 0o644);
+    let (code, checks) = agent();
+    assert_eq!((code, checks["keys"].as_str()), (Some(1), "red"));
+    mode(&fleet.data("heron").join("identity.key"), 0o600);
+    // The hub is gone, and somebody else has its port.
+    running.proc.kill();
+    let _squatter = std::net::UdpSocket::bind(fleet.quic()).unwrap();
+    let (code, checks) = agent();
+    assert_eq!((code, checks["uplink"].as_str()), (Some(1), "red"));
+    mode(&fleet.dir().join("hub/owner.token"), 0o640);
+    let (code, checks) = hub();
+    assert_eq!((code, checks["quic"].as_str(), checks["secrets"].as_str()), (Some(1), "red", "red"));
+    drop(heron);
+    assert_eq!(agent().1["agent"], "yellow");
 }
 
 #[test]

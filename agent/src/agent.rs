@@ -100,6 +100,7 @@ pub fn run(config: &Config) -> Result<()> {
         spending,
         looked_at: 0,
         status: String::new(),
+        welcome: false,
         stopping: false,
     };
     dunlin_systemd::notify("READY=1");
@@ -203,6 +204,7 @@ struct Agent {
     spending: Spending,
     looked_at: BootMs,
     status: String,
+    welcome: bool,
     stopping: bool,
 }
 
@@ -244,6 +246,7 @@ impl Agent {
                 self.core.handle(event, now, &mut out);
             }
             self.core.handle_timeout(now, &mut out);
+            look |= self.welcome != self.core.is_welcome();
             if look {
                 self.write_status();
             }
@@ -305,6 +308,7 @@ impl Agent {
         let state = self.link_state.borrow_and_update().clone();
         let policy = self.core.policy();
         let connected = self.core.is_welcome();
+        self.welcome = connected;
         let uplinks = self.uplinks.iter().map(|uplink| {
             json!({
                 "addr": uplink.addr,

@@ -88,12 +88,13 @@ async fn run(
     let state = ApiState::new(store, events, newest_rx, config.rate_per_s, config.burst);
     let (stop, stopped) = watch::channel(false);
     let stop_api = wait_for(stopped);
+    // Listened to before anybody can connect, and without a certificate too: by itself the signal would end the hub.
+    let hangups = signal(SignalKind::hangup())?;
     let mut api = match tls.zip(config.tls.clone()) {
         None => tokio::spawn(api::serve(listener, state, stop_api)),
         Some((tls, files)) => {
             let (newest, current) = watch::channel(tls);
-            // Listened to before anybody can connect: by itself the signal would end the hub.
-            tokio::spawn(load_again(files, newest, signal(SignalKind::hangup())?));
+            tokio::spawn(load_again(files, newest, hangups));
             tokio::spawn(api::serve(TlsListener::new(listener, current)?, state, stop_api))
         }
     };

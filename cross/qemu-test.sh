@@ -78,6 +78,8 @@ cat >root/init <<'EOF'
 # Does what the kernel's command line says, and says how that ended.
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 mount -t cgroup2 cgroup /sys/fs/cgroup
+# As systemd leaves it: who makes a cgroup here can bound it.
+echo '+memory +pids +cpu' >/sys/fs/cgroup/cgroup.subtree_control
 for module in /modules/*.ko; do insmod $module; done
 ip link set lo up; ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2
 mount -t ext4 /dev/vda /data || echo "GUEST: no disk"
@@ -91,6 +93,7 @@ if [ -z "$(sed -n 's/.*do=\([a-z]*\).*/\1/p' /proc/cmdline | grep self)" ]; then
     exec dunlin-agent run --data /data/agent 2>&1
 fi
 echo "GUEST: $(uname -rm), pages of $(sed -n 's/^KernelPageSize: *//p' /proc/self/smaps | sed 1q)"
+mkdir -p /data/agent
 dunlin-agent doctor --with-exec --data /data/agent | grep -E 'landlock|cgroup|sandbox|fsync'
 printf 'data = "/data/hub"\nadvertise = ["127.0.0.1:7443"]\nquic = "127.0.0.1:7443"\n' >/etc/dunlin/hub.toml
 dunlin-hub serve >/data/hub.log 2>&1 &
@@ -102,7 +105,7 @@ while [ ! -S /run/dunlin/exec.sock ]; do sleep 0.1; done
 dunlin-agent up --no-service --socket /run/dunlin/exec.sock --data /data/agent - </ticket 2>/dev/null || finish 1
 dunlin-agent run --data /data/agent >/data/agent.log 2>&1 &
 dunlin submit --wait -- /usr/local/bin/dunlin-agent --version || { cat /data/*.log; finish 1; }
-dunlin tasks --json | grep -A12 '"sandbox"' | grep -o '"[a-z_]*"' | sed 1d
+echo "GUEST: shut in with $(dunlin tasks --json | sed -n '/"sandbox"/,/]/s/.*"\([a-z_]*\)",*$/\1/p')"
 finish 0
 EOF
 chmod +x root/init
@@ -110,8 +113,9 @@ chmod +x root/init
 
 # boot WHAT DISK LOG: starts the machine; its console goes to LOG.
 boot() {
-    timeout 300 qemu-system-aarch64 -M virt -cpu max -smp 2 -m 768 -nographic -no-reboot -kernel kernel.d/boot/vmlinuz-* \
-        -initrd "${4:-initrd}" -append "console=ttyAMA0 quiet panic=-1 do=$1" -netdev user,id=net -device virtio-net-pci,netdev=net \
+    # Not under timeout(1): what is killed must be the machine itself.
+    qemu-system-aarch64 -M virt -cpu max -smp 2 -m 768 -nographic -no-reboot -kernel kernel.d/boot/vmlinuz-* \
+        -initrd "${4:-initrd}" -append "console=ttyAMA0 quiet panic=-1 do=$1" -netdev user,id=net -device virtio-net-pci,netdev=net,romfile= \
         -drive "file=$2,if=virtio,format=raw,cache=directsync" >"$3" 2>&1 </dev/null &
     machine=$!
 }
@@ -123,14 +127,14 @@ until_() {
     for n in $(seq 600); do "$@" && return 0; sleep 0.2; done
     die "waited in vain: $what"
 }
-cleanup() { kill ${hub:-} ${machine:-} 2>/dev/null || true; }
+cleanup() { kill -9 ${hub:-} ${machine:-} 2>/dev/null || true; }
 trap cleanup EXIT
 
 disk self.img
 begun=$SECONDS
 boot self self.img self.log
-wait $machine || true
-grep -a 'GUEST\|^green\|^yellow\|^red\|^ok\|^dunlin-agent\|^[a-z_]*$\|^"' self.log | tr -d '\r' || true
+until_ "the guest is done" grep -aqs GUEST-EXIT self.log
+grep -a '^GUEST\|^green\|^yellow\|^red\|^ok\|^dunlin-agent' self.log | tr -d '\r' || true
 grep -aq 'GUEST-EXIT 0' self.log || die "in the guest it did not work; see $work/self.log"
 echo "hub, agent and a job in the guest: $((SECONDS - begun)) s from power on to power off"
 

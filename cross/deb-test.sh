@@ -16,34 +16,34 @@ if [ -z "$root" ]; then
     trap 'rm -rf "$root"' EXIT
 fi
 [ -x "$root/usr/bin/dpkg" ] || debootstrap --variant=minbase --include=systemd bookworm "$root" >/dev/null
-in() { chroot "$root" "$@"; }
+inside() { chroot "$root" "$@"; }
 cp target/dist/dunlin-{agent,hub}_"${version}_$arch".deb "$root/"
 
-in dpkg -i "/dunlin-agent_${version}_$arch.deb" "/dunlin-hub_${version}_$arch.deb"
+inside dpkg -i "/dunlin-agent_${version}_$arch.deb" "/dunlin-hub_${version}_$arch.deb"
 for user in dunlin-agent dunlin-hub dunlin-job0 dunlin-job3; do
-    in getent passwd $user >/dev/null || die "no user $user after the installation"
+    inside getent passwd $user >/dev/null || die "no user $user after the installation"
 done
 for unit in dunlin-agent dunlin-exec dunlin-hub; do
-    in systemd-analyze verify --man=no "$unit.service" || die "$unit.service is not in order"
-    ! in systemctl is-enabled --quiet $unit || die "$unit was enabled before anybody asked"
+    inside systemd-analyze verify --man=no "$unit.service" || die "$unit.service is not in order"
+    ! inside systemctl is-enabled --quiet $unit || die "$unit was enabled before anybody asked"
 done
-in dunlin-agent --version
-in dunlin-hub --version
-in dunlin --version
-in dunlin-agent policy check || die "the first policy is not in order"
-in dunlin-hub check
+inside dunlin-agent --version
+inside dunlin-hub --version
+inside dunlin --version
+inside dunlin-agent policy check || die "the first policy is not in order"
+inside dunlin-hub check
 # What the packages brought is not written a second time.
-steps=$(in dunlin-agent install-service --dry-run)
+steps=$(inside dunlin-agent install-service --dry-run)
 grep -q 'packaged   /usr/lib/systemd/system/dunlin-exec.service' <<<"$steps" || die "install-service: $steps"
 # What the owner changed stays.
 echo '# mine' >>"$root/etc/dunlin/policy.toml"
-in dpkg -i --force-confold "/dunlin-agent_${version}_$arch.deb" >/dev/null
+inside dpkg -i --force-confold "/dunlin-agent_${version}_$arch.deb" >/dev/null
 grep -q '# mine' "$root/etc/dunlin/policy.toml" || die "an upgrade wrote over the policy"
 mkdir -p "$root/var/lib/dunlin-agent"
 echo secret >"$root/var/lib/dunlin-agent/identity.key"
-in dpkg --purge dunlin-agent dunlin-hub
+inside dpkg --purge dunlin-agent dunlin-hub
 [ -e "$root/var/lib/dunlin-agent/identity.key" ] || die "a purge took a key"
-left=$(in find /usr /etc -name '*dunlin*' ! -path '*/sysusers.d/*' ! -name 'dunlin-*.deb')
+left=$(inside find /usr /etc -name '*dunlin*')
 [ -z "$left" ] || die "left behind: $left"
 rm -rf "$root/var/lib/dunlin-agent" "$root"/dunlin-*.deb
-echo "installed, upgraded and purged on $(in cat /etc/debian_version) $arch: all as it should be"
+echo "installed, upgraded and purged on $(inside cat /etc/debian_version) $arch: all as it should be"

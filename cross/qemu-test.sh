@@ -39,7 +39,7 @@ rm -rf root kernel.d && mkdir -p root/{bin,proc,sys,dev,data,tmp,modules,run/dun
 dpkg-deb -x "$kernel" kernel.d
 dpkg-deb -x "$busybox" busybox.d
 cp busybox.d/bin/busybox root/bin/
-for name in sh mount sleep uname ip insmod poweroff cat grep mkdir sed; do ln -s busybox "root/bin/$name"; done
+for name in sh mount sleep uname ip insmod poweroff cat grep mkdir sed tr; do ln -s busybox "root/bin/$name"; done
 cp "$guest"/dunlin* root/usr/local/bin/
 [ -d kernel.d/lib ] || ln -s usr/lib kernel.d/lib
 modules=kernel.d/lib/modules
@@ -105,7 +105,7 @@ while [ ! -S /run/dunlin/exec.sock ]; do sleep 0.1; done
 dunlin-agent up --no-service --socket /run/dunlin/exec.sock --data /data/agent - </ticket 2>/dev/null || finish 1
 dunlin-agent run --data /data/agent >/data/agent.log 2>&1 &
 dunlin submit --wait -- /usr/local/bin/dunlin-agent --version || { cat /data/*.log; finish 1; }
-echo "GUEST: shut in with $(dunlin tasks --json | sed -n '/"sandbox"/,/]/s/.*"\([a-z_]*\)",*$/\1/p')"
+echo "GUEST: shut in with $(dunlin tasks --json | sed -n '/"sandbox"/,/]/s/.*"\([a-z_]*\)",*$/\1/p' | tr '\n' ' ')"
 finish 0
 EOF
 chmod +x root/init

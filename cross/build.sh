@@ -1,32 +1,41 @@
 #!/usr/bin/env bash
 # Static binaries for boards: stripped dunlin-agent, dunlin-hub and dunlin, without an interpreter or a dynamic section.
 #
-#   cross/build.sh [-t TARGET] [-b auto|debian|zig]
+#   cross/build.sh [-t TARGET] [-b auto|debian|zig] [-n] [-r]
 #
 # TARGET: aarch64-unknown-linux-musl (default), x86_64-unknown-linux-musl, or `all`.
 # debian  Debian's packages and crates.io only (what CI uses): rustc-web cargo-web rust-web-src gcc gcc-aarch64-linux-gnu
 #         libc6-dev-arm64-cross musl-tools musl-dev:arm64; `-b debian -i` installs them (root).
 # zig     rustup and internet: rustup target add, and `pip install ziglang cargo-zigbuild`.
 # auto    debian where its compiler is there, else zig.
-# Writes target/dist/TARGET/{the three} and target/dist/SHA256SUMS. Exit codes: 0 built and verified; 1 not; 64 usage.
+# -n      dunlin-nvml too: dynamic, as it loads the driver's library, and for glibc 2.27 or newer (JetPack 4), which takes zig
+#         as the linker: pip install ziglang cargo-zigbuild.
+# -r      builds all of it a second time, from nothing and elsewhere, and compares each byte.
+# Writes target/dist/TARGET/{the programs, PROGRAM.crates.txt} and target/dist/SHA256SUMS. Exit codes: 0 built and verified; 1 not; 64 usage.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 target=aarch64-unknown-linux-musl
 way=auto
 install=no
-while getopts t:b:ih opt; do
+nvml=no
+again=no
+while getopts t:b:inrh opt; do
     case $opt in
         t) target=$OPTARG ;;
         b) way=$OPTARG ;;
         i) install=yes ;;
-        h) sed -n '2,13p' "$0" | cut -c3-; exit 0 ;;
+        n) nvml=yes ;;
+        r) again=yes ;;
+        h) sed -n '2,14p' "$0" | cut -c3-; exit 0 ;;
         *) exit 64 ;;
     esac
 done
 programs=(dunlin-agent dunlin-hub dunlin)
 # Bytes that a stripped agent may have: boards have small flash, and updates travel over links paid by the megabyte.
 agent_max=$((3 * 1024 * 1024))
+# The newest glibc that the helper may need: JetPack 4's.
+glibc=2.27
 
 die() { echo "cross/build.sh: $*" >&2; exit "${2:-1}"; }
 
@@ -40,10 +49,11 @@ packages() {
 # Debian's compiler builds std itself, for musl, with Debian's gcc. Its std wants libunwind.a: gcc's own unwinder serves,
 # but glibc's _dl_find_object, which that asks first, is not there: "not found" makes it walk the program headers.
 build_debian() {
+    local to=$2
     local arch=${1%%-*} gcc=$1
     gcc=$arch-linux-musl-gcc
     command -v "$gcc" >/dev/null || die "$gcc is missing; run: cross/build.sh -b debian -i"
-    local lib=target/cross/$arch
+    local lib=$to/$arch
     mkdir -p "$lib"
     echo 'int _dl_find_object(void *pc, void *result) { (void)pc; (void)result; return -1; }' >"$lib/find.c"
     "$arch-linux-gnu-gcc" -Os -c "$lib/find.c" -o "$lib/find.o"
@@ -51,15 +61,47 @@ build_debian() {
     "$arch-linux-gnu-ar" r "$lib/libunwind.a" "$lib/find.o" 2>/dev/null
     local under=${1//-/_}
     env "CARGO_TARGET_${under^^}_LINKER=$gcc" "CC_$under=$gcc" "AR_$under=$arch-linux-gnu-ar" \
-        RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=target/cross \
-        RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static -C link-self-contained=no -L native=$PWD/$lib --remap-path-prefix=$PWD=. --remap-path-prefix=$HOME=~" \
+        RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 "CARGO_TARGET_DIR=$to" \
+        RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static -C link-self-contained=no -C force-unwind-tables=no -L native=$PWD/$lib --remap-path-prefix=$PWD=. --remap-path-prefix=$HOME=~" \
         /usr/bin/cargo build --locked --profile dist --target "$1" -Zbuild-std=std,panic_abort -p dunlin-agent -p dunlin-hub
 }
 
 build_zig() {
+    local to=$2
     command -v cargo-zigbuild >/dev/null || die "cargo-zigbuild is missing; run: pip install ziglang cargo-zigbuild"
     rustup target add "$1"
-    CARGO_TARGET_DIR=target/cross cargo zigbuild --locked --profile dist --target "$1" -p dunlin-agent -p dunlin-hub
+    CARGO_TARGET_DIR=$to RUSTFLAGS="-C target-feature=+crt-static -C force-unwind-tables=no --remap-path-prefix=$PWD=. --remap-path-prefix=$HOME=~" \
+        cargo zigbuild --locked --profile dist --target "$1" -p dunlin-agent -p dunlin-hub
+}
+
+# The helper is glibc's: zig links it as for an old one, whichever compiler made its code.
+build_nvml() {
+    local gnu=${1%-musl}-gnu to=$2
+    command -v cargo-zigbuild >/dev/null || die "cargo-zigbuild is missing; run: pip install ziglang cargo-zigbuild"
+    local flags="-C force-unwind-tables=no --remap-path-prefix=$PWD=. --remap-path-prefix=$HOME=~"
+    case $way in
+        debian)
+            env RUSTC=/usr/bin/rustc CARGO=/usr/bin/cargo RUSTC_BOOTSTRAP=1 "CARGO_TARGET_DIR=$to" RUSTFLAGS="$flags" \
+                cargo-zigbuild zigbuild --locked --profile dist --target "$gnu.$glibc" -Zbuild-std=std,panic_abort -p dunlin-nvml
+            ;;
+        zig)
+            rustup target add "$gnu"
+            CARGO_TARGET_DIR=$to RUSTFLAGS="$flags" cargo zigbuild --locked --profile dist --target "$gnu.$glibc" -p dunlin-nvml
+            ;;
+    esac
+}
+
+verify_nvml() {
+    local file=$1 newest
+    readelf -lW "$file" | grep -q INTERP || die "$file is static: it could not load the driver's library"
+    newest=$(readelf -VW "$file" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -1)
+    [ "$(printf '%s\n' "GLIBC_$glibc" "$newest" | sort -V | tail -1)" = "GLIBC_$glibc" ] || die "$file needs $newest"
+    echo "$file: dynamic, needs $newest, $(stat -c %s "$file") bytes"
+}
+
+# Every crate that went into a program, with its licence: from the lock file, so it is what was built.
+crates() {
+    cargo tree --locked --edges normal --target "$1" -p "$2" --prefix none --format '{p} {l}' | sed 's/ ([^)]*\/[^)]*)//; s/ (\*)$//' | sort -u
 }
 
 # A build can succeed and still not be static: each file is looked at.
@@ -89,11 +131,27 @@ case $target in
     *) die "-t must be aarch64-unknown-linux-musl, x86_64-unknown-linux-musl or all, not $target" 64 ;;
 esac
 for target in "${targets[@]}"; do
-    "build_$way" "$target"
+    "build_$way" "$target" target/cross
     mkdir -p "target/dist/$target"
     for program in "${programs[@]}"; do
         cp "target/cross/$target/dist/$program" "target/dist/$target/$program"
         verify "target/dist/$target/$program" "$target"
     done
+    crates "$target" dunlin-agent >"target/dist/$target/dunlin-agent.crates.txt"
+    crates "$target" dunlin-hub >"target/dist/$target/dunlin-hub.crates.txt"
+    if [ $nvml = yes ]; then
+        build_nvml "$target" target/cross
+        cp "target/cross/${target%-musl}-gnu/dist/dunlin-nvml" "target/dist/$target/"
+        verify_nvml "target/dist/$target/dunlin-nvml"
+        crates "${target%-musl}-gnu" dunlin-nvml >"target/dist/$target/dunlin-nvml.crates.txt"
+    fi
+    if [ $again = yes ]; then
+        rm -rf target/again
+        "build_$way" "$target" target/again
+        for program in "${programs[@]}"; do
+            cmp "target/again/$target/dist/$program" "target/dist/$target/$program" || die "$program is not the same again"
+        done
+        echo "$target: each byte is the same again"
+    fi
 done
 (cd target/dist && sha256sum ./*/dunlin* >SHA256SUMS && cat SHA256SUMS)

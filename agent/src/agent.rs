@@ -100,8 +100,10 @@ pub fn run(config: &Config) -> Result<()> {
         spending,
         looked_at: 0,
         status: String::new(),
+        welcome: false,
         stopping: false,
     };
+    dunlin_systemd::notify("READY=1");
     let done = agent.run(inbox, out);
     // The loop's end of the link is gone with it: the link says its last words and ends.
     let _ = link.join();
@@ -202,6 +204,7 @@ struct Agent {
     spending: Spending,
     looked_at: BootMs,
     status: String,
+    welcome: bool,
     stopping: bool,
 }
 
@@ -230,6 +233,7 @@ impl Agent {
             let now = clock::boot_ms();
             if now >= self.looked_at + STATUS_MS {
                 self.looked_at = now;
+                dunlin_systemd::notify("WATCHDOG=1");
                 look = true;
                 waiting.extend(self.spending.look(now).map(Event::Thrift));
             }
@@ -242,6 +246,7 @@ impl Agent {
                 self.core.handle(event, now, &mut out);
             }
             self.core.handle_timeout(now, &mut out);
+            look |= self.welcome != self.core.is_welcome();
             if look {
                 self.write_status();
             }
@@ -303,6 +308,7 @@ impl Agent {
         let state = self.link_state.borrow_and_update().clone();
         let policy = self.core.policy();
         let connected = self.core.is_welcome();
+        self.welcome = connected;
         let uplinks = self.uplinks.iter().map(|uplink| {
             json!({
                 "addr": uplink.addr,
@@ -322,6 +328,7 @@ impl Agent {
             "uplinks": uplinks.collect::<Vec<_>>(),
             "lastError": state.last,
             "failures": state.failures,
+            "heartbeatMs": self.core.heartbeat_ms(),
             "budget": self.spending.status().map(|(thrift, spent, limit)| {
                 json!({ "state": thrift.as_str(), "spentBytes": spent, "monthlyBytes": limit })
             }),

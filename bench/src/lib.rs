@@ -2,6 +2,7 @@
 
 pub mod claim;
 pub mod exec;
+pub mod footprint;
 mod line;
 pub mod link;
 pub mod stats;

@@ -1,6 +1,6 @@
 //! `dunlin-bench`: each module says what its figures mean and beside what they stand.
 
-use dunlin_bench::{claim, exec, link};
+use dunlin_bench::{claim, exec, footprint, link};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -13,6 +13,10 @@ fn main() -> ExitCode {
         ["executor", ..] => return dunlin_agent::commands::executor::of_parent(std::env::args_os().skip(2)),
         ["exec"] => exec::run(200),
         ["exec", n] if n.parse::<usize>().is_ok() => exec::run(n.parse().unwrap_or(200)),
+        ["footprint", rest @ ..] => match footprint::Options::parse(rest) {
+            Ok(options) => footprint::run(&options),
+            Err(error) => return usage(&format!("dunlin-bench: {error:#}\n\n")),
+        },
         ["stamp", path] => link::stamp(path),
         ["link", rest @ ..] => match link::Options::parse(rest) {
             Ok(options) => link::run(&options),
@@ -31,7 +35,7 @@ fn main() -> ExitCode {
 
 fn usage(error: &str) -> ExitCode {
     eprintln!(
-        "{error}usage: dunlin-bench claim [ROUNDS]\n       dunlin-bench exec [ROUNDS]\n       {}\n\nExit codes: 0 measured; 1 it could not; 64 wrong usage.",
+        "{error}usage: dunlin-bench claim [ROUNDS]\n       dunlin-bench exec [ROUNDS]\n       dunlin-bench footprint --bin DIR [--parked N] [--seconds N]\n       {}\n\nExit codes: 0 measured; 1 it could not; 64 wrong usage.",
         link::USAGE
     );
     ExitCode::from(64)

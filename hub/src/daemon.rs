@@ -4,6 +4,7 @@ use crate::api::Tls;
 use crate::config::{Config, ConfigError, Overrides};
 use crate::{doctor, run};
 use clap::{Parser, Subcommand};
+use dunlin_systemd::{InstallError, Options};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,6 +13,8 @@ use std::process::ExitCode;
 const EX_USAGE: u8 = 64;
 /// Exit code when the hub cannot start or go on (sysexits EX_UNAVAILABLE).
 const EX_UNAVAILABLE: u8 = 69;
+/// Exit code when only root may (sysexits EX_NOPERM).
+const EX_NOPERM: u8 = 77;
 
 #[derive(Parser)]
 #[command(
@@ -19,7 +22,7 @@ const EX_UNAVAILABLE: u8 = 69;
     version,
     about = "The hub of a Dunlin fleet: durable queue, QUIC endpoint for agents, HTTP API.",
     after_help = "Exit codes: 0 stopped in order or all well; 1 a check is red; 64 wrong usage or configuration; \
-                  69 it could not start (port in use, directory not writable, store in use or corrupt)."
+                  69 it could not start (port in use, directory not writable, store in use or corrupt); 77 only root may."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -39,6 +42,21 @@ enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Have systemd run the hub: writes its unit and user, enables and starts it. Doing it again changes nothing.
+    InstallService {
+        /// Take it away again; configuration, data and user stay.
+        #[arg(long)]
+        uninstall: bool,
+        /// Only say what would be done.
+        #[arg(long)]
+        dry_run: bool,
+        /// Write an image whose root directory this is; nothing of this machine is touched.
+        #[arg(long)]
+        root: Option<PathBuf>,
+        /// Where the program is. Without it, it is put to /usr/local/bin unless it lies below /usr or /opt.
+        #[arg(long)]
+        bin: Option<PathBuf>,
     },
 }
 
@@ -79,6 +97,9 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Serve(common) => with_config(&common, |config| with_tls(config, serve)),
         Command::Check(common) => with_config(&common, |config| with_tls(config, check)),
+        Command::InstallService { uninstall, dry_run, root, bin } => {
+            install_service(&Options { uninstall, dry_run, root, bin })
+        }
         Command::Doctor { common, json } => with_config(&common, |config| doctor::run(config, json)),
     }
 }
@@ -100,6 +121,16 @@ fn with_tls(config: &Config, f: impl FnOnce(&Config, Option<Tls>) -> ExitCode) -
         Err(error) => {
             eprintln!("dunlin-hub: {error}");
             ExitCode::from(EX_USAGE)
+        }
+    }
+}
+
+fn install_service(options: &Options) -> ExitCode {
+    match dunlin_systemd::install(&dunlin_systemd::HUB, options, &mut |step| println!("{step}")) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dunlin-hub: {error}");
+            ExitCode::from(if matches!(error, InstallError::NotRoot(_)) { EX_NOPERM } else { EX_UNAVAILABLE })
         }
     }
 }

@@ -88,16 +88,19 @@ async fn run(
     let state = ApiState::new(store, events, newest_rx, config.rate_per_s, config.burst);
     let (stop, stopped) = watch::channel(false);
     let stop_api = wait_for(stopped);
+    // Listened to before anybody can connect, and without a certificate too: by itself the signal would end the hub.
+    let hangups = signal(SignalKind::hangup())?;
     let mut api = match tls.zip(config.tls.clone()) {
         None => tokio::spawn(api::serve(listener, state, stop_api)),
         Some((tls, files)) => {
             let (newest, current) = watch::channel(tls);
-            // Listened to before anybody can connect: by itself the signal would end the hub.
-            tokio::spawn(load_again(files, newest, signal(SignalKind::hangup())?));
+            tokio::spawn(load_again(files, newest, hangups));
             tokio::spawn(api::serve(TlsListener::new(listener, current)?, state, stop_api))
         }
     };
+    dunlin_systemd::notify("READY=1");
     stop_signal().await?;
+    dunlin_systemd::notify("STOPPING=1");
     tracing::info!("stopping");
     stop.send_replace(true);
     endpoint.close(0u32.into(), b"leaving");
@@ -174,6 +177,7 @@ impl Driver {
         let mut waiting = Vec::new();
         loop {
             let now = clock::now();
+            dunlin_systemd::notify("WATCHDOG=1");
             let due = self.hub.poll_timeout().map_or(60_000, |at| at.saturating_sub(now.mono));
             let received = runtime.block_on(async {
                 let wait = Duration::from_millis(due);

@@ -16,18 +16,17 @@ pub(super) fn run(config: &Config, text: &str) -> ExitCode {
         eprintln!("dunlin-agent: {error}");
         ExitCode::from(code)
     };
-    let ticket = match read(text).and_then(|text| Ticket::parse(&text).map_err(|e| e.to_string())) {
+    let ticket = match ticket(text) {
         Ok(ticket) => ticket,
         Err(error) => return say(&error, EX_USAGE),
     };
-    let files = Files::at(&config.data);
-    if files.path("enrolment.toml").exists() {
+    if Files::at(&config.data).path("enrolment.toml").exists() {
         let dir = config.data.display();
         let error =
             format!("{dir}: this device is enrolled already; to start over, move that directory away");
         return say(&error, EX_USAGE);
     }
-    match enrol(&files, &ticket, &config.uplinks) {
+    match enrol(config, &ticket) {
         Ok(node) => {
             println!(
                 "enrolled as `{node}`; start it with: dunlin-agent run --data {}",
@@ -35,11 +34,27 @@ pub(super) fn run(config: &Config, text: &str) -> ExitCode {
             );
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            let refused = matches!(error.downcast_ref(), Some(JoinError::Refused { .. }));
-            say(&format!("{error:#}"), if refused { EX_NOPERM } else { EX_UNAVAILABLE })
-        }
+        Err((error, code)) => say(&error, code),
     }
+}
+
+/// The ticket that the command line names.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn ticket(text: &str) -> Result<Ticket, String> {
+    read(text).and_then(|text| Ticket::parse(&text).map_err(|e| e.to_string()))
+}
+
+/// Enrols this device; its name.
+///
+/// # Errors
+/// Why not, and the exit code that says so.
+pub(super) fn enrol(config: &Config, ticket: &Ticket) -> Result<String, (String, u8)> {
+    ask(&Files::at(&config.data), ticket, &config.uplinks).map_err(|error| {
+        let refused = matches!(error.downcast_ref(), Some(JoinError::Refused { .. }));
+        (format!("{error:#}"), if refused { EX_NOPERM } else { EX_UNAVAILABLE })
+    })
 }
 
 /// A ticket is a secret: `-` keeps it out of the process list.
@@ -52,7 +67,7 @@ fn read(text: &str) -> Result<String, String> {
     read.map(|_| line).map_err(|e| format!("stdin: {e}"))
 }
 
-fn enrol(files: &Files, ticket: &Ticket, own: &[Uplink]) -> Result<String> {
+fn ask(files: &Files, ticket: &Ticket, own: &[Uplink]) -> Result<String> {
     let _lock = files.lock()?;
     let key = files.key()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

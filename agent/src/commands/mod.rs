@@ -6,12 +6,15 @@ mod doctor;
 pub mod executor;
 mod hook;
 mod inspect;
+mod install;
 mod join;
 pub mod policy;
 mod telemetry;
+mod up;
 
 use crate::agent;
 use crate::config::{Config, EXECUTOR_DATA, Overrides};
+use dunlin_systemd::Options;
 use lexopt::{Arg, Parser, ValueExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -27,6 +30,8 @@ const HELP: &str = "\
 dunlin-agent: runs jobs of a Dunlin hub on this board, as far as the board's policy allows.
 
   dunlin-agent join TICKET [--data DIR]         enrol this device; TICKET `-` is read from stdin
+  dunlin-agent up TICKET [--rejoin | --resume] [--no-service]    join, install the services, start, and see that it works
+  dunlin-agent install-service [--uninstall] [--dry-run] [--root D] [--bin F]    have systemd run both roles
   dunlin-agent run [--socket S | --with-exec] [--config F] [--data DIR] [--role worker|viewer]
                                                 the uplink: talks to the hub, and has the executor run the jobs
   dunlin-agent exec [--socket S] [--peer USER] [--data DIR] [--policy F]
@@ -54,8 +59,13 @@ Options and their defaults:
   --sysroot D  read the files below D instead of /: a copy of a board's /proc, /sys, /etc and /var
   --watch      again every 2 s; with --json, one line each
 
+  --resume     enrolled already: do the rest. --rejoin: move the old enrolment away, and enrol anew
+  --no-service start nothing for good: run until it is seen to work, then stop
+  --uninstall  take the services away; configuration, data and users stay. --dry-run: only say what would be done
+  --root D     write an image whose root is D; nothing of this machine is touched. --bin F: where the program is
+
 Exit codes: 0 done or stopped in order; 1 a check failed; 64 wrong usage or configuration; 69 hub not reachable, or
-the agent could not start; 77 the hub refused (ticket used, expired or unknown; key revoked).
+the agent could not start; 77 the hub refused (ticket used, expired or unknown; key revoked), or only root may.
 ";
 
 /// Everything the command line can say.
@@ -69,6 +79,10 @@ struct Args {
     out: Option<PathBuf>,
     sysroot: Option<PathBuf>,
     peer: Option<String>,
+    resume: bool,
+    rejoin: bool,
+    no_service: bool,
+    install: Options,
 }
 
 /// The uplink's user.
@@ -100,6 +114,10 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         ["join", ticket] => with_config(&args, |config| join::run(config, ticket)),
+        ["up", rest @ ..] if rest.len() < 2 => {
+            with_config(&args, |config| up::run(config, &args, rest.first().copied()))
+        }
+        ["install-service"] => install::run(&args.install),
         ["run"] => with_config(&args, run),
         ["exec"] => with_config(&args, |config| {
             let data = args.over.data.as_deref().unwrap_or(Path::new(EXECUTOR_DATA));
@@ -147,6 +165,13 @@ fn parse() -> Result<Args, lexopt::Error> {
             Arg::Long("verify") => args.verify = true,
             Arg::Long("out") => args.out = Some(parser.value()?.into()),
             Arg::Long("sysroot") => args.sysroot = Some(parser.value()?.into()),
+            Arg::Long("resume") => args.resume = true,
+            Arg::Long("rejoin") => args.rejoin = true,
+            Arg::Long("no-service") => args.no_service = true,
+            Arg::Long("uninstall") => args.install.uninstall = true,
+            Arg::Long("dry-run") => args.install.dry_run = true,
+            Arg::Long("root") => args.install.root = Some(parser.value()?.into()),
+            Arg::Long("bin") => args.install.bin = Some(parser.value()?.into()),
             Arg::Long("help") | Arg::Short('h') => {
                 args.words = vec!["help".into()];
                 return Ok(args);

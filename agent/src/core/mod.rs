@@ -223,6 +223,11 @@ impl Core {
         self.link.as_ref().is_some_and(|link| link.welcome)
     }
 
+    /// Time between two signs of life, in milliseconds: as rare as the way to the hub was found to allow.
+    pub fn heartbeat_ms(&self) -> u64 {
+        self.keepalive.every_ms()
+    }
+
     /// The policy in force, once the executor said it.
     pub fn policy(&self) -> Option<&PolicyState> {
         self.policy.as_ref()

@@ -28,7 +28,9 @@ pub fn serve(config: ExecConfig, path: &Path, user: &str) -> Result<(), String> 
         _ => named(&e),
     })?;
     tracing::info!(socket = %path.display(), peer = user, "executor");
-    let done = Server::new(config, Some((listener, peer.uid)))?.run();
+    let server = Server::new(config, Some((listener, peer.uid)))?;
+    dunlin_systemd::notify("READY=1");
+    let done = server.run();
     let _ = std::fs::remove_file(path);
     done
 }

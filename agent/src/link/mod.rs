@@ -5,10 +5,12 @@
 mod join;
 mod known;
 mod meter;
+mod probe;
 mod session;
 mod tls;
 
 pub use join::{JoinError, join};
+pub use probe::probe;
 pub use tls::{Tickets, client_config as client_tls};
 
 use crate::core::uplinks::{POSTURE, Uplink};

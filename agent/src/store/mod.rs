@@ -7,6 +7,8 @@ use dunlin_wire::Fence;
 use dunlin_wire::job::Stream;
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, WithoutTls};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// The map's bound, in bytes. The file grows up to it.
@@ -15,8 +17,11 @@ const MAP_BYTES: usize = 256 << 20;
 const RESERVE_BYTES: u64 = 64 << 20;
 /// Version of every record's postcard body; the first byte of each value.
 const RECORD: u8 = 1;
-/// LMDB's page size here.
-const PAGE: u64 = 4096;
+/// Format of the whole journal; raised when an older agent could not read it.
+const FORMAT: u64 = 1;
+/// Where the first page says how long pages are, in LMDB 0.9 on 64 bits: behind the page's head, magic, version, address
+/// and size of the map.
+const PAGE_SIZE_AT: u64 = 40;
 
 /// What went wrong with the store.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +43,15 @@ pub enum StoreError {
          keep a copy, then move the journal directory away to start anew"
     )]
     Corrupt(&'static str),
+    /// A newer agent wrote it.
+    #[error(
+        "the journal is of version {found}, this dunlin-agent reads {FORMAT}: run the newer one that wrote it. It may hold \
+         results that the hub lacks"
+    )]
+    Newer {
+        /// The version found.
+        found: u64,
+    },
 }
 
 impl From<heed::Error> for StoreError {
@@ -68,9 +82,17 @@ impl Store {
         // SAFETY: the agent's lock file keeps every other agent out of the map; `queue` only reads.
         let env = unsafe { builder.flags(EnvFlags::empty()).open(dir) }?;
         let path = dir.join("data.mdb");
-        let bytes = std::fs::metadata(&path).map_err(|source| StoreError::Io { path, source })?.len();
-        if bytes != 0 && bytes < (env.info().last_page_number as u64 + 1) * PAGE {
-            return Err(StoreError::Corrupt("pages"));
+        let io = |source| StoreError::Io { path: path.clone(), source };
+        let file = File::open(&path).map_err(io)?;
+        let bytes = file.metadata().map_err(io)?.len();
+        if bytes != 0 {
+            // Pages are as long as the system's were where the journal was made, and that stays so elsewhere.
+            let mut page = [0; 4];
+            file.read_exact_at(&mut page, PAGE_SIZE_AT).map_err(io)?;
+            let pages = env.info().last_page_number as u64 + 1;
+            if bytes < pages * u64::from(u32::from_ne_bytes(page)) {
+                return Err(StoreError::Corrupt("pages"));
+            }
         }
         let txn = env.write_txn()?;
         let tables = env
@@ -82,7 +104,23 @@ impl Store {
             })?
             .unwrap_commit();
         let (meta, attempts, kept) = tables;
-        Ok(Self { env, meta, attempts, kept })
+        let store = Self { env, meta, attempts, kept };
+        store.check_format()?;
+        Ok(store)
+    }
+
+    /// What was written before there was a format to say has the first.
+    fn check_format(&self) -> Result<(), StoreError> {
+        let mut txn = self.env.write_txn()?;
+        match self.meta.get(&txn, b"format")? {
+            Some(bytes) => match bytes.try_into().map(u64::from_be_bytes) {
+                Ok(FORMAT) => return Ok(()),
+                Ok(found) if found > FORMAT => return Err(StoreError::Newer { found }),
+                _ => return Err(StoreError::Corrupt("meta")),
+            },
+            None => self.meta.put(&mut txn, b"format", &FORMAT.to_be_bytes())?,
+        }
+        Ok(txn.commit()?)
     }
 
     /// Everything but the output.
@@ -168,9 +206,11 @@ impl Store {
     pub fn has_room(&self) -> bool {
         let Ok(txn) = self.env.read_txn() else { return false };
         let pages = [&self.meta, &self.attempts, &self.kept].map(|table| {
-            table.stat(&txn).map_or(usize::MAX / 8, |s| s.branch_pages + s.leaf_pages + s.overflow_pages)
+            table.stat(&txn).map_or(u64::MAX / 8, |s| {
+                (s.branch_pages + s.leaf_pages + s.overflow_pages) as u64 * u64::from(s.page_size)
+            })
         });
-        pages.iter().sum::<usize>() as u64 * PAGE + RESERVE_BYTES < MAP_BYTES as u64
+        pages.iter().sum::<u64>() + RESERVE_BYTES < MAP_BYTES as u64
     }
 }
 
@@ -188,6 +228,7 @@ fn encode(record: &Record) -> Vec<u8> {
 fn decode(bytes: &[u8]) -> Result<Record, StoreError> {
     match bytes.split_first() {
         Some((&RECORD, body)) => postcard::from_bytes(body).map_err(|_| StoreError::Corrupt("attempts")),
+        Some((&found, _)) if found > RECORD => Err(StoreError::Newer { found: found.into() }),
         _ => Err(StoreError::Corrupt("attempts")),
     }
 }
@@ -230,6 +271,31 @@ mod tests {
         assert_eq!(store.kept(Fence(2), Stream::Stdout, 1, 100).unwrap(), b"ut");
         assert_eq!(store.kept(Fence(2), Stream::Stderr, 4990, 100).unwrap(), [7; 10]);
         assert!(store.has_room());
+    }
+
+    #[test]
+    fn a_journal_of_the_first_format_opens_and_a_newer_one_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        // As an agent of 2026-11-21 left it, killed while its hub was away: one outcome that the hub lacks.
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/journal-1/data.mdb");
+        std::fs::copy(golden, dir.path().join("data.mdb")).unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let loaded = store.load().unwrap();
+        let [record] = loaded.attempts.values().collect::<Vec<_>>()[..] else { panic!("{loaded:?}") };
+        assert_eq!((record.fence, record.task.as_str()), (Fence(3), "t-4mzxspjtgcqnnce1"));
+        assert_eq!(record.report.as_ref().map(|r| r.outcome.clone()), Some(Outcome::Ok));
+        assert_eq!(store.kept(Fence(3), Stream::Stdout, 0, 100).unwrap(), b"kept\n");
+        let put = |table: &Table, key: &[u8], value: &[u8]| {
+            let mut txn = store.env.write_txn().unwrap();
+            table.put(&mut txn, key, value).unwrap();
+            txn.commit().unwrap();
+        };
+        put(&store.attempts, &9u64.to_be_bytes(), &[RECORD + 1, 0]);
+        assert!(matches!(store.load(), Err(StoreError::Newer { found: 2 })));
+        put(&store.meta, b"format", &7u64.to_be_bytes());
+        drop(store);
+        let refused = Store::open(dir.path()).map(drop).unwrap_err().to_string();
+        assert!(refused.contains("version 7") && refused.contains("run the newer one"), "{refused}");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, RoTxn, RwTxn,
 use schema::{FORMAT, Table};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// The name in `meta` of what all settled attempts used: tokens, cost.
@@ -57,6 +58,16 @@ pub enum StoreError {
         bytes: u64,
         /// What the header says.
         wanted: u64,
+    },
+    /// A record was written by a newer hub.
+    #[error(
+        "the store has a record of `{table}` in version {found}, which a newer dunlin-hub wrote: run that one, or newer"
+    )]
+    Record {
+        /// The table.
+        table: &'static str,
+        /// The version found.
+        found: u8,
     },
     /// It was written by a newer hub.
     #[error("the store has format {found}, this hub reads format {}: run a newer dunlin-hub", FORMAT)]
@@ -186,19 +197,28 @@ impl Store {
             let stat = table.stat(&txn)?;
             pages += stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
         }
-        Ok((pages as u64 * PAGE, self.bytes_max))
+        let page = self.tables[0].stat(&txn)?.page_size;
+        Ok((pages as u64 * u64::from(page), self.bytes_max))
     }
 }
 
-/// LMDB's page size here. LMDB takes the system's.
-const PAGE: u64 = 4096;
+/// Where the first page says how long pages are, in LMDB 0.9 on 64 bits: behind the page's head, magic, version, address
+/// and size of the map.
+const PAGE_SIZE_AT: u64 = 40;
 
 fn check_length(env: &Env<WithoutTls>, path: &Path) -> Result<(), StoreError> {
-    let wanted = (env.info().last_page_number as u64 + 1) * PAGE;
-    let bytes =
-        std::fs::metadata(path).map_err(|source| StoreError::Io { path: path.to_owned(), source })?.len();
+    let io = |source| StoreError::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(io)?;
+    let bytes = file.metadata().map_err(io)?.len();
     // A fresh store has only its two meta pages, or nothing at all before its first commit.
-    if bytes != 0 && bytes < wanted {
+    if bytes == 0 {
+        return Ok(());
+    }
+    // Pages are as long as the system's were where the store was made, and that stays so elsewhere.
+    let mut page = [0; 4];
+    file.read_exact_at(&mut page, PAGE_SIZE_AT).map_err(io)?;
+    let wanted = (env.info().last_page_number as u64 + 1) * u64::from(u32::from_ne_bytes(page));
+    if bytes < wanted {
         return Err(StoreError::Truncated { path: path.to_owned(), bytes, wanted });
     }
     Ok(())
@@ -273,5 +293,35 @@ impl Write<'_> {
             self.txn.commit()?;
         }
         Ok(self.wrote)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
+mod tests {
+    use super::*;
+    use crate::core::task::State;
+
+    #[test]
+    fn a_store_of_the_first_format_opens_and_a_newer_one_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        // As a hub of 2026-11-21 left it, killed: a node, and four tasks, one of which ran.
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/store-1/data.mdb");
+        std::fs::copy(golden, dir.path().join("data.mdb")).unwrap();
+        let open = || Store::open(dir.path(), StoreOptions { bytes_max: 16 << 20, sync: true });
+        let store = open().unwrap();
+        let page = store.read(|view| view.tasks(&TaskFilter::default(), None, 10)).unwrap();
+        let states: Vec<_> = page.tasks.iter().map(|task| task.state).collect();
+        assert_eq!(states, [State::Running, State::Queued, State::Failed, State::Done]);
+        let mut write = store.write().unwrap();
+        let bytes = [&[2], &schema::encode(&1u32)[..]].concat();
+        store.tables[Table::Meta as usize].put(&mut write.txn, b"later", &bytes).unwrap();
+        write.put_meta("format", &7u32).unwrap();
+        write.commit().unwrap();
+        let later = store.read(|view| view.meta::<u32>("later"));
+        assert!(matches!(later, Err(StoreError::Record { table: "meta", found: 2 })));
+        drop(store);
+        let refused = open().map(drop).unwrap_err().to_string();
+        assert!(refused.contains("format 7") && refused.contains("run a newer dunlin-hub"), "{refused}");
     }
 }

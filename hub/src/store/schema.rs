@@ -70,6 +70,7 @@ pub(super) fn decode<T: DeserializeOwned>(table: Table, bytes: &[u8]) -> Result<
     let corrupt = StoreError::Corrupt { table: table.name() };
     match bytes.split_first() {
         Some((&RECORD, body)) => postcard::from_bytes(body).map_err(|_| corrupt),
+        Some((&found, _)) if found > RECORD => Err(StoreError::Record { table: table.name(), found }),
         _ => Err(corrupt),
     }
 }

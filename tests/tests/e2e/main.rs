@@ -7,6 +7,7 @@ mod board;
 mod boards;
 mod faults;
 mod https;
+mod install;
 mod kinds;
 mod nodes;
 mod replay;

@@ -13,6 +13,12 @@ const ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const ARCH: u32 = 0xc000_00b7;
 
+/// By number, as the crate has no name for it on aarch64 with musl.
+#[cfg(target_arch = "x86_64")]
+const KEXEC_FILE_LOAD: libc::c_long = 320;
+#[cfg(target_arch = "aarch64")]
+const KEXEC_FILE_LOAD: libc::c_long = 294;
+
 /// The bit of x32's numbers on x86_64.
 #[cfg(target_arch = "x86_64")]
 const X32: u32 = 0x4000_0000;
@@ -44,7 +50,7 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_delete_module,
     libc::SYS_reboot,
     libc::SYS_kexec_load,
-    libc::SYS_kexec_file_load,
+    KEXEC_FILE_LOAD,
     libc::SYS_swapon,
     libc::SYS_swapoff,
     #[cfg(target_arch = "x86_64")]

@@ -333,6 +333,7 @@ impl Agent {
                 json!({ "state": thrift.as_str(), "spentBytes": spent, "monthlyBytes": limit })
             }),
             "policy": policy.map(|p| data_encoding::HEXLOWER.encode(&p.digest)),
+            "policyVersion": policy.map(|p| p.overlay),
             "policyError": policy.and_then(|p| p.error.clone()),
         });
         let text = format!("{status:#}\n");

@@ -28,7 +28,7 @@ fn setup() -> Setup {
 fn start(free: Option<i64>) -> Vec<Effect> {
     let mut out = Vec::new();
     let mut core = Core::new(setup(), Loaded::default(), &mut out);
-    let policy = PolicyState { digest: [0; 8], jobs: 1, layers: 0, error: None };
+    let policy = PolicyState { digest: [0; 8], jobs: 1, layers: 0, error: None, kinds: vec![], overlay: 0 };
     core.handle(Event::FromExec(FromExec::Policy(policy)), 0, &mut out);
     core.handle(Event::Connected { early: false }, 0, &mut out);
     let welcome = Welcome { generation: 2, heard: 1, slots: 1, heartbeat_ms: 5_000 };

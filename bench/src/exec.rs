@@ -1,8 +1,10 @@
 //! What shutting a job in costs: a `true` through the executor with the whole sandbox, beside fork, exec and wait of the
 //! same `true` by std, interleaved on the same machine; and how long a policy of a hundred rules takes to decide.
 //!
-//! The job's time is from `Start` to `Ended` at the executor's boundary: guard, cgroup, namespaces, mounts, user, filter,
-//! exec, and the proof that nothing is left. The network is an empty namespace in one of the two rows of jobs.
+//! The job's time is from `Prepare` to `Ended` at the executor's boundary, all that it does for a job: policy, guard,
+//! cgroup, namespaces, mounts, user, filter, exec, and the proof that nothing is left. What of it comes after `Start` is a
+//! row of its own. The network is an empty namespace in one of the two kinds of jobs. The floor's `true` has the
+//! argument and environment of the job's, with which it reads its locale; the ratio is to that one. One without is shown.
 
 use crate::stats::Sample;
 use anyhow::{Context, Result, bail, ensure};
@@ -16,6 +18,9 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 const TRUE: &str = "/usr/bin/true";
+/// What of a job's environment a program's start depends on.
+const ENV: [(&str, &str); 2] =
+    [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("LANG", "C.UTF-8")];
 const RULES: usize = 100;
 /// What the design allows.
 const RATIO_MAX: f64 = 3.0;
@@ -45,33 +50,50 @@ pub fn run(rounds: usize) -> Result<()> {
         log: dunlin_agent::exec::Level::WARN,
         signing: dunlin_agent::exec::Signing::none(),
     })?;
-    let [mut plain, mut shut_in, mut alone] = [const { Sample::new() }; 3];
+    let [mut bare, mut plain] = [const { Sample::new() }; 2];
+    let [mut shut_in, mut alone] = [const { [const { Sample::new() }; 2] }; 2];
     let mut layers = [0; 2];
     for round in 0..rounds + rounds.div_ceil(10) {
-        let began = micros();
-        let status = std::process::Command::new(TRUE).env_clear().status()?;
-        let took = micros() - began;
-        ensure!(status.success(), "{TRUE}: {status}");
+        let floors = [floor(&[], &[])?, floor(&["shut-in"], &ENV)?];
         let jobs = [bench.job("shut-in", &mut layers[0])?, bench.job("alone", &mut layers[1])?];
         // The first tenth is not counted: everything is read from the disk once.
         if round >= rounds.div_ceil(10) {
-            plain.push(took);
-            shut_in.push(jobs[0]);
-            alone.push(jobs[1]);
+            bare.push(floors[0]);
+            plain.push(floors[1]);
+            for (kind, job) in [&mut shut_in, &mut alone].into_iter().zip(jobs) {
+                kind.iter_mut().zip(job).for_each(|(sample, took)| sample.push(took));
+            }
         }
     }
     println!("microseconds                            p50      p90      p99");
+    println!("{}", bare.line("fork, exec, wait, bare"));
     println!("{}", plain.line("fork, exec, wait"));
-    println!("{}", shut_in.line("job, shut in"));
-    println!("{}", alone.line("job, shut in, no network"));
-    for (what, sample, bits) in [("shut in", &shut_in, layers[0]), ("no network", &alone, layers[1])] {
-        let ratio = sample.percentile(50) as f64 / plain.percentile(50) as f64;
+    for (what, [all, started], bits) in [("shut in", &shut_in, layers[0]), ("no network", &alone, layers[1])]
+    {
+        println!("{}", all.line(&format!("job, {what}: Prepare to Ended")));
+        println!("{}", started.line(&format!("job, {what}: Start to Ended")));
+        let ratio = |sample: &Sample| sample.percentile(50) as f64 / plain.percentile(50) as f64;
         let words: Vec<_> = layer::words(bits).collect();
-        println!("ratio of p50, {what}: {ratio:.2} (target {RATIO_MAX}); {}", words.join(" "));
+        println!(
+            "ratio of p50: {:.2} (target {RATIO_MAX}), from Start {:.2}; {}",
+            ratio(all),
+            ratio(started),
+            words.join(" ")
+        );
     }
     let us = decision()?;
     println!("decision at {RULES} rules: {us:.1} us (target {DECISION_US_MAX})");
     Ok(())
+}
+
+/// Microseconds of fork, exec and wait.
+fn floor(args: &[&str], env: &[(&str, &str)]) -> Result<u64> {
+    let began = micros();
+    let status =
+        std::process::Command::new(TRUE).args(args).env_clear().envs(env.iter().copied()).status()?;
+    let took = micros() - began;
+    ensure!(status.success(), "{TRUE}: {status}");
+    Ok(took)
 }
 
 /// Microseconds of one decision, the last rule being the one that allows; the middle of many.
@@ -116,13 +138,14 @@ impl Bench {
         }
     }
 
-    /// One job's time, in microseconds; its layers beside it.
-    fn job(&mut self, arg: &str, layers: &mut u32) -> Result<u64> {
+    /// One job's time from `Prepare` and from `Start`, in microseconds; its layers beside it.
+    fn job(&mut self, arg: &str, layers: &mut u32) -> Result<[u64; 2]> {
         let fence = Fence(self.next);
         self.next += 1;
         let argv = vec![TRUE.to_owned(), arg.to_owned()];
         let job = Job::Shell(Shell { argv, cwd: None, env: vec![] });
         let work = Work { task: format!("t{fence}").parse()?, fence, attempt: 1, job, timeout_ms: None };
+        let asked = micros();
         self.exec.send(ToExec::Prepare(Box::new(work)));
         match self.said.recv_timeout(WAIT)? {
             FromExec::Prepared { decision: Decision::Allow { .. }, .. } => {}
@@ -135,7 +158,8 @@ impl Bench {
                 FromExec::Ended { report, .. } => {
                     ensure!(report.outcome == Outcome::Ok, "{}", report.outcome);
                     *layers = report.sandbox;
-                    return Ok(micros() - began);
+                    let now = micros();
+                    return Ok([now - asked, now - began]);
                 }
                 FromExec::Started { .. } | FromExec::Output { .. } => {}
                 other => bail!("{other:?}"),

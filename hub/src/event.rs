@@ -6,6 +6,7 @@ use crate::core::node::{Node, NodeSpec};
 use crate::core::task::{State, Task, TaskSpec};
 use crate::core::telemetry::Raised;
 use dunlin_wire::message::{Numbered, ToAgent, Upload};
+use dunlin_wire::overlay::Overlay;
 use dunlin_wire::telemetry::{Alarm, Figure, Inventory, Sample};
 use dunlin_wire::{CloseCode, Fence, Key, NodeName, TaskId};
 use std::collections::BTreeMap;
@@ -157,6 +158,13 @@ pub enum Request {
     },
     /// Hand a set of keys on to the boards, as a root signed it.
     PushKeys(Vec<u8>),
+    /// Narrow what boards allow: this one, or all that have no overlay of their own.
+    PushOverlay {
+        /// The board.
+        node: Option<NodeName>,
+        /// The overlay, not numbered yet.
+        overlay: Box<Overlay>,
+    },
     /// Grant nothing more and cancel what is live.
     Halt,
     /// Grant again.
@@ -195,6 +203,13 @@ pub enum Answer {
     /// To `PushKeys`.
     Keys {
         /// The version that the hub has now.
+        version: u64,
+        /// Boards it was sent to at once; others get it when they connect.
+        sent: u64,
+    },
+    /// To `PushOverlay`.
+    Overlay {
+        /// The version that it got.
         version: u64,
         /// Boards it was sent to at once; others get it when they connect.
         sent: u64,
@@ -259,6 +274,24 @@ pub enum ApiRefusal {
     StoreFailed,
 }
 
+impl ApiRefusal {
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            ApiRefusal::UnknownTask(_) | ApiRefusal::UnknownNode(_) => "not_found",
+            ApiRefusal::TaskExists(_) => "task_exists",
+            ApiRefusal::IllegalMove { state, .. } if state.is_terminal() => "task_already_terminal",
+            ApiRefusal::IllegalMove { .. } => "illegal_state",
+            ApiRefusal::NodeExists(_) => "node_exists",
+            ApiRefusal::NoKeySet => "invalid_key_set",
+            ApiRefusal::OldKeySet { .. } => "old_key_set",
+            ApiRefusal::QueueFull(_) => "queue_full",
+            ApiRefusal::StorageFull => "storage_full",
+            ApiRefusal::StoreFailed => "store_failed",
+        }
+    }
+}
+
 /// Why a task is not running: words for people, from a closed list of codes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Why {
@@ -315,6 +348,8 @@ pub struct NodeView {
     pub board: Option<BoardView>,
     /// Version of the key set it has in force; `None` when it trusts no signatures, or is not there.
     pub key_set: Option<u64>,
+    /// Version of the overlay it has in force, 0 for none; `None` when it is not there.
+    pub overlay: Option<u64>,
     /// Alarms since the hub started, the newest of each kind.
     pub alarms: BTreeMap<Alarm, Raised>,
     /// Code of the outcome it last reported.
@@ -365,6 +400,8 @@ pub struct Figures {
     pub closed: BTreeMap<CloseCode, u64>,
     /// Refused messages, by verdict word.
     pub refused: BTreeMap<&'static str, u64>,
+    /// Attempts that boards decided against, by code.
+    pub denials: BTreeMap<&'static str, u64>,
     /// What boards last said of themselves.
     pub boards: Vec<(NodeName, BoardView)>,
     /// Alarms of boards, by kind.
@@ -445,6 +482,10 @@ pub struct AuditRecord {
     pub action: String,
     /// What it was done to.
     pub target: String,
-    /// `ok`, or the refusal's word.
+    /// `ok`, an outcome, or the refusal in words.
     pub result: String,
+    /// `ok`, `allowed`, or the closed code of the denial or refusal.
+    pub code: String,
+    /// More, without what looks like a secret.
+    pub detail: Option<String>,
 }

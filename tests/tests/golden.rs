@@ -8,6 +8,7 @@ use dunlin_wire::envelope::{self, Audience, Envelope, Payload};
 use dunlin_wire::job::*;
 use dunlin_wire::keys::{Cert, KeySet, Kind, Scope};
 use dunlin_wire::message::*;
+use dunlin_wire::overlay::Overlay;
 use dunlin_wire::seal::{Context, Sealed};
 use dunlin_wire::telemetry::{Alarm, Figure, Inventory, Sample, Slot};
 use dunlin_wire::{ClaimId, Fence, FleetId, Key, TaskId};
@@ -56,6 +57,7 @@ fn report() -> Box<Report> {
             gpu_memory_mib: Some(1),
             energy_mwh: Some(2),
         },
+        told: Told { progress: Some(40), tokens: Some(150), cost: None, result: Some("{}".into()) },
     })
 }
 
@@ -152,6 +154,11 @@ fn messages_to_the_hub() {
         ("Alarm", ToHub::Alarm { alarm: Alarm::Hot, name: "tj".into(), age_ms: 5 }, "81010b0402746a05"),
         ("Sample", ToHub::Sample(Box::new(Sample { base: None, ..delta() })), GOLDEN[22]),
         ("Keys", ToHub::Keys { version: 300 }, "81010cac02"),
+        (
+            "Told",
+            ToHub::Told { fence, told: Told { progress: Some(9), ..Told::default() } },
+            "81010df0a2040109000000",
+        ),
     ] {
         check(what, &numbered(message), golden);
     }
@@ -191,6 +198,13 @@ fn messages_to_the_agent() {
         delivery: Delivery::AtMostOnce,
         requires: vec!["l4t >= 36.4".parse().unwrap()],
     };
+    let overlay = Overlay {
+        version: 3,
+        rules: Some(vec!["r".into()]),
+        timeout_ms: Some(1_000),
+        output: Some(1_000),
+        jobs: Some(1),
+    };
     let cancelled = AbortCause::Cancelled { by: CancelledBy::Halt };
     for (what, message, golden) in [
         ("Welcome", ToAgent::Welcome(Box::new(welcome)), GOLDEN[10]),
@@ -204,6 +218,7 @@ fn messages_to_the_agent() {
         ("Verdicts", ToAgent::Verdicts { heard: 2, verdicts }, GOLDEN[18]),
         ("Moved", ToAgent::Moved, "09"),
         ("Keys", ToAgent::Keys(vec![1, 2]), "0a020102"),
+        ("Overlay", ToAgent::Overlay(Box::new(overlay)), "0b030101017201e80701e8070101"),
     ] {
         check(what, &message, golden);
     }
@@ -253,6 +268,16 @@ fn signed_jobs() {
 }
 
 #[test]
+fn kinds() {
+    let step = Shell { argv: vec!["/x".into()], cwd: None, env: vec![] };
+    let run = OrchestratorRun { steps: vec![step.clone(), step] };
+    check("OrchestratorRun", &Job::OrchestratorRun(run), "020201022f78000001022f780000");
+    let hook = HookDispatch { hook: "h".into(), payload: "{}".into() };
+    check("HookDispatch", &Job::HookDispatch(hook), "030168027b7d");
+    check("Wake", &Job::Wake(Wake { hook: "h".into(), text: "t".into() }), "0401680174");
+}
+
+#[test]
 fn datagrams() {
     let beat = FromAgent::Beat { every_ms: 25_000, sample: Some(Box::new(delta())) };
     check("Beat", &beat, GOLDEN[23]);
@@ -279,6 +304,8 @@ fn closed_lists_keep_their_numbers() {
         Outcome::Interrupted { by: Interruption::LeaseLost },
         Outcome::Stuck,
         Outcome::AgentInternal,
+        Outcome::NoGo { why: NoGo::ReviewerNoGo },
+        Outcome::Hook { how: HookEnd::TimeoutUnknown },
     ];
     let bytes: Vec<String> = outcomes.iter().map(|o| hex(&postcard::to_stdvec(o).unwrap())).collect();
     assert_eq!(bytes.join(" "), GOLDEN[19]);
@@ -294,7 +321,7 @@ const GOLDEN: [&str; 24] = [
     "810104f0a204",
     "81010501f0a20401ac020101ab02030001f0011e08018f06000900",
     "81010600f0a2040109020102",
-    "81010601027431f0a204010301800c010172080808080808080801a09c0105010203040501060902030707070707070707000000000000000000000001f6040001010102",
+    "81010601027431f0a204010301800c010172080808080808080801a09c0105010203040501060902030707070707070707000000000000000000000001f604000101010201280196010001027b7d",
     "810107",
     "8101080102743105010106",
     "000102038827",
@@ -306,8 +333,8 @@ const GOLDEN: [&str; 24] = [
     "0604",
     "07f0a2040102",
     "0802030100b0ea010102020101030204",
-    "00 0101 0201 0301 0400 0526 060c04 07 08 0902 0a03 0b 0c",
-    "malformed not_absolute not_allowlisted argument argument_option argument_path argument_nul argument_control argument_charset argument_length env cwd user timeout_over_ceiling output_over_ceiling program_missing program_untrusted program_setid program_digest shell_disabled shell_unsigned signature_missing signature_invalid key_unknown key_revoked key_scope audience not_yet_valid expired replayed attempts_exhausted clock_untrusted replay_store_full sandbox_unavailable capability_missing busy draining disk_full policy_invalid",
+    "00 0101 0201 0301 0400 0526 060c04 07 08 0902 0a03 0b 0c 0d02 0e05",
+    "malformed not_absolute not_allowlisted argument argument_option argument_path argument_nul argument_control argument_charset argument_length env cwd user timeout_over_ceiling output_over_ceiling program_missing program_untrusted program_setid program_digest shell_disabled shell_unsigned signature_missing signature_invalid key_unknown key_revoked key_scope audience not_yet_valid expired replayed attempts_exhausted clock_untrusted replay_store_full sandbox_unavailable capability_missing busy draining disk_full policy_invalid hook_unknown hook_field hook_paused",
     "81010901016601016d0001016b0101700100010601c43b0100010167010101091a00010203040506070108017209017401b4100a0b0c0d020e0f10111213141516012fac02170164180131190131ac02",
     "81010aac020100030001f0011e08018f06000900",
     "00a8c30101ac020101ab02030001f0011e08018f06000900",

@@ -86,3 +86,11 @@ pub const KEYS_MAX: usize = 64 * 1024;
 pub const KEYS_LEN_MAX: usize = 256;
 /// Signed jobs that a board remembers until they expire.
 pub const REPLAYS_MAX: usize = 4096;
+/// Steps of one orchestrator run.
+pub const STEPS_MAX: usize = 16;
+/// Longest text of a wake, in bytes.
+pub const WAKE_MAX: usize = 4096;
+/// Largest result that a job reports of itself, in bytes.
+pub const RESULT_MAX: usize = 8 * 1024;
+/// Largest count (tokens, cost) of one job: what a JSON number carries exactly.
+pub const COUNT_MAX: u64 = 1 << 53;

@@ -11,6 +11,8 @@
 
 use crate::ids::{ClaimId, Fence, FleetId, NodeName, Tag, TaskId};
 use crate::job::{CancelledBy, Delivery, Job, OnDisconnect, Report, Stream};
+use crate::overlay::Overlay;
+use crate::report::Told;
 use crate::require::Require;
 use crate::telemetry::{Alarm, Inventory, Sample};
 use serde::{Deserialize, Serialize};
@@ -80,6 +82,18 @@ pub enum ToHub {
     /// Version of the key set in force, 0 for none: said when the connection stands, and after each change. Whoever
     /// never says it trusts no signatures. Answered by `Keys` when the hub has a newer one.
     Keys {
+        /// The version.
+        version: u64,
+    },
+    /// What a running job says of itself: a sign that it goes on.
+    Told {
+        /// The attempt.
+        fence: Fence,
+        /// What it says, without a result.
+        told: Told,
+    },
+    /// Version of the overlay in force, 0 for none: said as `Keys` is. Answered by `Overlay` when another is meant.
+    Overlay {
         /// The version.
         version: u64,
     },
@@ -166,6 +180,8 @@ pub enum ToAgent {
     Moved,
     /// A set of keys, as a root signed it ([`crate::keys::KeySet`]). The hub cannot tell whether it is one.
     Keys(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// What to leave out of the board's own policy from now on, also after a restart.
+    Overlay(Box<Overlay>),
 }
 
 /// First message of an enrolled node.

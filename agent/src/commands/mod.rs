@@ -4,6 +4,7 @@ mod audit;
 mod bundle;
 mod doctor;
 pub mod executor;
+mod hook;
 mod inspect;
 mod install;
 mod join;
@@ -102,6 +103,8 @@ pub fn main() -> ExitCode {
     };
     let words: Vec<&str> = args.words.iter().map(String::as_str).collect();
     match words.as_slice() {
+        // The executor starts it, for a job of its own.
+        ["hook"] => hook::run(),
         ["help"] => {
             print!("{HELP}");
             ExitCode::SUCCESS

@@ -1,5 +1,6 @@
 //! An attempt, from its grant to its acknowledgement.
 
+use super::budget::Thrift;
 use super::peaks::Watch;
 use super::{Attempt, Core, Phase};
 use crate::clock::BootMs;
@@ -8,6 +9,10 @@ use crate::exec::message::{Decision, EndCause, ToExec, Work};
 use dunlin_wire::Fence;
 use dunlin_wire::job::{Denial, Interruption, Outcome, Report};
 use dunlin_wire::message::{AbortCause, Grant, ToHub, Upload, Verdict};
+use dunlin_wire::report::Told;
+
+/// Least time between two words on one running job, in milliseconds.
+const TOLD_MS: u64 = 2_000;
 
 impl Core {
     pub(super) fn handle_grant(&mut self, grant: Grant, now: BootMs, out: &mut Vec<Effect>) {
@@ -49,7 +54,16 @@ impl Core {
             report: None,
         };
         let (lease_ms, requires) = (grant.lease_ms, grant.requires);
-        let attempt = Attempt { record, phase, lease_until, lease_ms, abort: None, requires, watch: None };
+        let attempt = Attempt {
+            record,
+            phase,
+            lease_until,
+            lease_ms,
+            abort: None,
+            requires,
+            watch: None,
+            told_at: None,
+        };
         self.attempts.insert(fence, attempt);
     }
 
@@ -103,6 +117,20 @@ impl Core {
             attempt.watch = Some(Watch::new(now, power));
         }
         self.say(ToHub::Started { fence }, now, out);
+    }
+
+    /// What a job says of itself, now and then: its report has all of it.
+    pub(super) fn handle_told(&mut self, fence: Fence, mut told: Told, now: BootMs, out: &mut Vec<Effect>) {
+        let welcome = self.is_welcome() && self.thrift < Thrift::Spent;
+        let Some(attempt) = self.attempts.get_mut(&fence).filter(|a| welcome && a.phase == Phase::Running)
+        else {
+            return;
+        };
+        if attempt.told_at.is_none_or(|at| now >= at + TOLD_MS) {
+            attempt.told_at = Some(now);
+            told.result = None;
+            self.say(ToHub::Told { fence, told }, now, out);
+        }
     }
 
     pub(super) fn handle_ended(

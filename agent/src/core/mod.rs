@@ -6,9 +6,11 @@
 mod attempt;
 pub mod budget;
 pub mod keepalive;
+pub mod orchestrate;
 pub mod peaks;
 pub mod policy;
 pub mod reports;
+pub mod told;
 pub mod trust;
 mod uplink;
 pub mod uplinks;
@@ -57,6 +59,8 @@ struct Attempt {
     requires: Vec<Require>,
     // From its start.
     watch: Option<Watch>,
+    // When the hub was last told what the job says of itself.
+    told_at: Option<BootMs>,
 }
 
 /// The agent's state.
@@ -119,6 +123,7 @@ impl Core {
                 abort: None,
                 requires: Vec::new(),
                 watch: None,
+                told_at: None,
             };
             core.attempts.insert(fence, attempt);
         }
@@ -150,7 +155,13 @@ impl Core {
 
     fn handle_exec(&mut self, message: FromExec, now: BootMs, out: &mut Vec<Effect>) {
         match message {
-            FromExec::Policy(policy) => self.policy = Some(policy),
+            FromExec::Policy(policy) => {
+                let version = policy.overlay;
+                let before = self.policy.replace(policy).map(|policy| policy.overlay);
+                if before != Some(version) && self.is_welcome() {
+                    self.say(ToHub::Overlay { version }, now, out);
+                }
+            }
             FromExec::Prepared { fence, decision } => self.handle_prepared(fence, decision, now, out),
             FromExec::Started { fence } => self.handle_started(fence, now, out),
             FromExec::Output { fence, stream, offset, bytes } => {
@@ -158,6 +169,7 @@ impl Core {
                     out.push(Effect::Live { fence, stream, offset, bytes });
                 }
             }
+            FromExec::Told { fence, told } => self.handle_told(fence, *told, now, out),
             FromExec::Keys { version } => {
                 let news = self.keys.replace(version) != Some(version);
                 if news && self.is_welcome() {

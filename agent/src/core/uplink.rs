@@ -89,8 +89,11 @@ impl Core {
         }
     }
 
-    /// Which keys are trusted here, so that the hub can send newer ones.
+    /// Which keys are trusted here, and which overlay is in force, so that the hub can send others.
     fn say_keys(&mut self, now: BootMs, out: &mut Vec<Effect>) {
+        if let Some(version) = self.policy.as_ref().map(|policy| policy.overlay) {
+            self.say(ToHub::Overlay { version }, now, out);
+        }
         if let Some(version) = self.keys {
             self.say(ToHub::Keys { version }, now, out);
         }
@@ -136,6 +139,11 @@ impl Core {
             ToAgent::Keys(bytes) => {
                 if bytes.len() <= limits::KEYS_MAX {
                     out.push(Effect::Exec(ToExec::Keys(bytes)));
+                }
+            }
+            ToAgent::Overlay(overlay) => {
+                if overlay.is_in_bounds() {
+                    out.push(Effect::Exec(ToExec::Overlay(overlay)));
                 }
             }
             ToAgent::Verdicts { heard, verdicts } => {
@@ -199,7 +207,15 @@ impl Core {
         let always = layer::NO_NEW_PRIVS | layer::RLIMITS;
         let layers = self.policy.as_ref().map_or(0, |p| p.layers & !always);
         let words = layer::words(layers).filter_map(|word| format!("sandbox:{word}").parse().ok());
-        self.setup.capabilities.iter().cloned().chain(words).take(limits::CAPABILITIES_MAX).collect()
+        let kinds = self.policy.iter().flat_map(|p| p.kinds.clone());
+        self.setup
+            .capabilities
+            .iter()
+            .cloned()
+            .chain(kinds)
+            .chain(words)
+            .take(limits::CAPABILITIES_MAX)
+            .collect()
     }
 
     fn own_slots(&self) -> u32 {

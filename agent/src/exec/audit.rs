@@ -8,7 +8,8 @@
 use super::message::Work;
 use crate::clock;
 use dunlin_wire::envelope::{self, Envelope};
-use dunlin_wire::job::{Denial, Job};
+use dunlin_wire::job::{Denial, HookDispatch, Job, Wake};
+use dunlin_wire::redact::arguments;
 use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
 use std::fs::File;
@@ -20,11 +21,6 @@ use std::path::{Path, PathBuf};
 const BYTES_MAX: u64 = 1 << 20;
 /// Longest line, in bytes: arguments are cut long before.
 const LINE_MAX: u64 = 64 * 1024;
-/// Characters of one argument that are written.
-const ARG_CHARS: usize = 120;
-/// Arguments of one job that are written.
-const ARGS_MAX: usize = 32;
-
 /// The end of the chain, open for the next line.
 pub(super) struct Audit {
     dir: PathBuf,
@@ -127,43 +123,6 @@ impl Audit {
     }
 }
 
-/// An argv as it may be shown: cut, and without what looks like a secret.
-pub(super) fn arguments(argv: &[String]) -> Vec<String> {
-    let mut hide = false;
-    let mut shown = Vec::new();
-    for arg in argv.iter().take(ARGS_MAX) {
-        let secret = hide || looks_secret(arg);
-        // What follows `--token` is one, what follows `--token=x` is not.
-        hide = arg.starts_with('-') && !arg.contains('=') && names_secret(arg);
-        shown.push(match secret {
-            true if hide => arg.chars().take(ARG_CHARS).collect(),
-            true => "[redacted]".to_owned(),
-            false => arg.chars().take(ARG_CHARS).collect(),
-        });
-    }
-    if argv.len() > ARGS_MAX {
-        shown.push(format!("[{} more]", argv.len() - ARGS_MAX));
-    }
-    shown
-}
-
-fn names_secret(text: &str) -> bool {
-    let text = text.to_ascii_lowercase();
-    ["secret", "token", "passw", "credential", "apikey", "api-key", "api_key", "auth", "bearer", "private"]
-        .iter()
-        .any(|word| text.contains(word))
-}
-
-/// It says so, or it is a long run of letters and digits such as keys are.
-fn looks_secret(arg: &str) -> bool {
-    let run = |part: &str| {
-        let digits = part.bytes().filter(u8::is_ascii_digit).count();
-        part.len() >= 20 && digits >= 3 && digits < part.len()
-    };
-    let parts = arg.split(|c: char| !c.is_ascii_alphanumeric() && !"+_-".contains(c));
-    names_secret(arg) || parts.into_iter().any(run)
-}
-
 /// Reads the chain in `dir`, calls `each` with every line, oldest first, and checks that each names the one before it.
 ///
 /// # Errors
@@ -201,21 +160,27 @@ pub fn read_audit(dir: &Path, mut each: impl FnMut(&Value)) -> Result<Chain, Str
 pub(super) fn asked(work: &Work) -> Value {
     let signed = match &work.job {
         Job::Signed(bytes) => Envelope::decode(bytes).and_then(|envelope| envelope.peek()),
-        Job::Shell(_) => None,
+        _ => None,
     };
-    let argv = match (&work.job, &signed) {
-        (Job::Shell(shell), _) => Some(&shell.argv),
+    let (argv, hook) = match (&work.job, &signed) {
+        (Job::Shell(shell), _) => (Some(&shell.argv), None),
         (_, Some(payload)) => {
             let envelope::Work::Shell(shell) = &payload.work;
-            Some(&shell.argv)
+            (Some(&shell.argv), None)
         }
-        _ => None,
+        (Job::OrchestratorRun(run), _) => (run.steps.first().map(|step| &step.argv), None),
+        (Job::HookDispatch(HookDispatch { hook, .. }) | Job::Wake(Wake { hook, .. }), _) => {
+            (None, Some(hook))
+        }
+        _ => (None, None),
     };
     json!({
         "task": work.task.as_str(),
         "fence": work.fence.0,
         "attempt": work.attempt,
         "argv": argv.map(|argv| arguments(argv)),
+        "steps": match &work.job { Job::OrchestratorRun(run) => Some(run.steps.len()), _ => None },
+        "hook": hook,
         "signed": matches!(work.job, Job::Signed(_)),
         "issuer": signed.as_ref().map(|payload| payload.issuer.to_string()),
         "why": signed.map(|payload| payload.reason),

@@ -5,7 +5,6 @@
 //! boards). What is written is read back.
 
 use dunlin_wire::job::layer;
-use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -157,7 +156,7 @@ fn is_ours(dir: &Path) -> bool {
 }
 
 /// What a job's cgroups bound.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Limits {
     /// Memory and swap together, in bytes.
     pub memory: Option<u64>,
@@ -179,40 +178,34 @@ pub(super) struct Counters {
 }
 
 /// One job's cgroups.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Cgroup {
     v2: Option<PathBuf>,
     v1: Vec<(String, PathBuf)>,
 }
 
 impl Cgroup {
-    /// Makes them with their limits; `None` where there is nowhere to make one. An error when a limit is not in force.
-    pub(super) fn make(
-        place: &Place,
-        name: &str,
-        limits: &Limits,
-        freezer: bool,
-    ) -> io::Result<Option<Self>> {
-        let mut made = Self::default();
-        if let Some(dir) = &place.v2 {
-            made.v2 = Some(make_dir(dir.join(name))?);
-        }
+    /// Where they will be; `None` where there is nowhere to make one.
+    pub(super) fn at(place: &Place, name: &str, limits: &Limits, freezer: bool) -> Option<Self> {
         let wanted = [
             ("memory", limits.memory.is_some()),
             ("pids", limits.pids.is_some()),
             ("cpu", limits.cpu.is_some()),
             ("freezer", freezer),
         ];
-        for (controller, dir) in &place.v1 {
-            if wanted.contains(&(*controller, true)) {
-                made.v1.push(((*controller).to_owned(), make_dir(dir.join(name))?));
-            }
-        }
-        if let Err(error) = made.limit(place, limits) {
-            made.remove();
-            return Err(error);
-        }
-        Ok((made.v2.is_some() || !made.v1.is_empty()).then_some(made))
+        let v1 = place.v1.iter().filter(|(controller, _)| wanted.contains(&(*controller, true)));
+        let found = Self {
+            v2: place.v2.as_ref().map(|dir| dir.join(name)),
+            v1: v1.map(|(controller, dir)| ((*controller).to_owned(), dir.join(name))).collect(),
+        };
+        (found.v2.is_some() || !found.v1.is_empty()).then_some(found)
+    }
+
+    /// Makes them with their limits. An error when a limit is not in force; then there are none.
+    pub(super) fn make(&self, place: &Place, limits: &Limits) -> io::Result<()> {
+        let mut dirs = self.v2.iter().chain(self.v1.iter().map(|(_, dir)| dir));
+        let made = dirs.try_for_each(|dir| make_dir(dir));
+        made.and_then(|()| self.limit(place, limits)).inspect_err(|_| self.remove())
     }
 
     fn limit(&self, place: &Place, limits: &Limits) -> io::Result<()> {
@@ -378,16 +371,15 @@ impl Cgroup {
 /// How long freezing may take, in milliseconds.
 const FREEZE_MS: u32 = 50;
 
-fn make_dir(dir: PathBuf) -> io::Result<PathBuf> {
-    match fs::create_dir(&dir) {
+fn make_dir(dir: &Path) -> io::Result<()> {
+    match fs::create_dir(dir) {
         // One of an earlier start was emptied by the sweep, but may carry its limits and counts.
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            fs::remove_dir(&dir)?;
-            fs::create_dir(&dir)?;
+            fs::remove_dir(dir)?;
+            fs::create_dir(dir)
         }
-        done => done?,
+        done => done,
     }
-    Ok(dir)
 }
 
 /// Writes a number and reads it back: at most `slack` less.

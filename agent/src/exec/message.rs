@@ -5,7 +5,9 @@
 use super::output::Layout;
 use crate::clock::BootMs;
 use dunlin_wire::job::{CancelledBy, Interruption, Job, Report, Stream};
-use dunlin_wire::{Fence, TaskId};
+use dunlin_wire::overlay::Overlay;
+use dunlin_wire::report::Told;
+use dunlin_wire::{Fence, Tag, TaskId};
 use serde::{Deserialize, Serialize};
 
 /// To the executor. For one fence: `Prepare`, then `Start` or `Forget`, then any number of `Extend`, then `End`.
@@ -46,6 +48,8 @@ pub enum ToExec {
     Shutdown,
     /// A key set, as a root is said to have signed it. Answered by `Keys`.
     Keys(Vec<u8>),
+    /// What to leave out of the policy, instead of the overlay before. Answered by `Policy`.
+    Overlay(Box<Overlay>),
 }
 
 /// Why the agent ends a job.
@@ -109,6 +113,13 @@ pub enum FromExec {
         /// Kept bytes of stdout and stderr: head, then tail.
         kept: [Vec<u8>; 2],
     },
+    /// What the job says of itself while it runs; the report has the last word.
+    Told {
+        /// The attempt.
+        fence: Fence,
+        /// What it says.
+        told: Box<Told>,
+    },
     /// The key set in force, 0 for none. Never said where no signature is trusted.
     Keys {
         /// Its version.
@@ -149,4 +160,8 @@ pub struct PolicyState {
     pub layers: u32,
     /// Why the file on disk is not in force.
     pub error: Option<String>,
+    /// What the policy offers beside rules: `kind:orchestrator-run`, `hook:NAME`.
+    pub kinds: Vec<Tag>,
+    /// Version of the overlay in force, 0 for none.
+    pub overlay: u64,
 }

@@ -1,5 +1,6 @@
 //! One job: its guard, its pipes, what it wrote, and the report in the end.
 
+use super::asked::Prepared;
 use super::cgroup::Cgroup;
 use super::guard::{self, Cause, FromGuard, Spec, ToGuard};
 use super::kernel::Kernel;
@@ -7,8 +8,9 @@ use super::ladder::{self, Ladder};
 use super::message::{EndCause, FromExec, Work};
 use super::outbox::Outbox;
 use super::output::Output;
+use super::report::ReportFile;
 use super::secret::{self, Redactor};
-use super::{Prepared, sys};
+use super::sys;
 use crate::clock::{self, BootMs};
 use dunlin_wire::job::{Limit, Outcome, Report, Shell, SpawnStep, Stream, TimeoutPhase, Usage, layer};
 use dunlin_wire::{Fence, limits};
@@ -43,6 +45,23 @@ pub(super) struct Job {
     layers: u32,
     ladder: Ladder,
     lock: PathBuf,
+    /// What it says of itself.
+    own: ReportFile,
+    /// Not the first part of its attempt: that it starts is no news.
+    is_later: bool,
+    hook: Option<String>,
+}
+
+/// A job that is over.
+pub(super) struct Finished {
+    pub(super) fence: Fence,
+    pub(super) slot: usize,
+    pub(super) guard: guard::Process,
+    /// Without the ends of its streams.
+    pub(super) report: Report,
+    pub(super) outputs: [Output; 2],
+    /// The hook that it called.
+    pub(super) hook: Option<String>,
 }
 
 struct Ended {
@@ -76,15 +95,12 @@ impl Job {
         };
         let fence = prepared.work.fence;
         let mut plan = prepared.plan;
-        let (scratch, cwd) = match prepared.opened.cwd {
-            Some(cwd) => (None, cwd),
-            None => {
-                let dir = data.join("scratch").join(fence.to_string());
-                let owner = plan.identity.as_ref().map(|i| (i.uid, i.gid));
-                let cwd = make_private(&dir, owner).map_err(failed(SpawnStep::Scratch))?;
-                (Some(dir.canonicalize().map_err(failed(SpawnStep::Scratch))?), cwd)
-            }
-        };
+        let scratch = data.join("scratch").join(fence.to_string());
+        let owner = plan.identity.as_ref().map(|i| (i.uid, i.gid));
+        let private = make_private(&scratch, owner).map_err(failed(SpawnStep::Scratch))?;
+        let scratch = scratch.canonicalize().map_err(failed(SpawnStep::Scratch))?;
+        let own = ReportFile::make(&scratch, owner).map_err(failed(SpawnStep::Scratch))?;
+        let cwd = prepared.opened.cwd.unwrap_or(private);
         let lock_path = data.join("run").join(fence.to_string());
         let lock = std::fs::create_dir_all(data.join("run")).and_then(|()| std::fs::File::create(&lock_path));
         let lock = lock.map_err(failed(SpawnStep::Guard))?;
@@ -111,25 +127,24 @@ impl Job {
         for (fd, number) in fds {
             wired.push((sys::dup_high(fd.as_fd()).map_err(failed(SpawnStep::Guard))?, number));
         }
-        let guard = guard::Process::start(wired).map_err(failed(SpawnStep::Guard))?;
         let mut cgroup = None;
         if plan.has(layer::CGROUP | layer::MEMORY | layer::PIDS | layer::CPU) {
             let name = format!("{}{fence}", super::sweep::prefix(data));
             let freezer = ladder::needs_freezer(kernel.place.has_v2());
-            cgroup = Cgroup::make(&kernel.place, &name, &plan.limits, freezer)
-                .map_err(failed(SpawnStep::Cgroup))?;
+            cgroup = Cgroup::at(&kernel.place, &name, &plan.limits, freezer);
         }
-        plan.view.scratch = scratch.as_ref().map(|dir| dir.display().to_string());
+        plan.view.scratch = Some(scratch.display().to_string());
         plan.view.hidden = hidden(data);
         let user = plan.identity.clone().filter(|_| plan.own_user);
         let ladder = Ladder { cgroup: cgroup.clone(), user };
         let redactors =
             [(); 2].map(|()| Redactor::new(prepared.secrets.iter().map(|(_, value)| value.as_str())));
-        let layers = plan.layers;
-        let mut env = environment(&prepared.work, &prepared.shell, scratch.as_deref(), data);
+        let (layers, limits) = (plan.layers, plan.limits);
+        let mut env = environment(&prepared.work, &prepared.shell, &scratch, data);
         env.extend(prepared.secrets.into_iter().map(|(name, value)| format!("{name}={value}")));
         let mut argv = prepared.shell.argv;
-        if let (Some(_), Some(script)) = (&prepared.opened.interpreted, argv.get_mut(1)) {
+        let script = prepared.opened.interpreted.as_ref().filter(|_| prepared.hook.is_none());
+        if let (Some(_), Some(script)) = (script, argv.get_mut(1)) {
             // What was opened and checked, not what its name may lead to by now.
             *script = "/proc/self/fd/5".to_owned();
         }
@@ -142,12 +157,18 @@ impl Job {
             interprets: prepared.opened.interpreted.is_some(),
             timeout_ms: prepared.timeout_ms,
             grace_ms: prepared.grace_ms,
-            lease_until,
             file_size: prepared.file_size,
             nofile: prepared.nofile,
         };
-        // A guard that gets no specification sees the end of its socket, and goes.
-        say(control.as_raw_fd(), &ToGuard::Spec(Box::new(spec))).map_err(failed(SpawnStep::Guard))?;
+        let guard = guard::Process::start(wired, spec).map_err(failed(SpawnStep::Guard))?;
+        // Meanwhile it gets ready. One that is not told to start sees the end of its socket, and goes.
+        let made = ladder.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.make(&kernel.place, &limits));
+        if let Err(error) = made {
+            drop(control);
+            sys::reap_now(guard.pid());
+            return Err(failed(SpawnStep::Cgroup)(error));
+        }
+        tell_guard(control.as_raw_fd(), &ToGuard::Start(lease_until));
         Ok(Self {
             fence,
             rule: prepared.rule,
@@ -163,12 +184,21 @@ impl Job {
             buffer: vec![0; limits::CHUNK_MAX],
             overflowed: false,
             ended: None,
-            scratch,
+            scratch: Some(scratch),
             slot: prepared.slot,
             layers,
             ladder,
             lock: lock_path,
+            own,
+            is_later: false,
+            hook: prepared.hook,
         })
+    }
+
+    /// It goes on where another part of its attempt ended.
+    pub(super) fn go_on(&mut self, outputs: [Output; 2]) {
+        self.outputs = outputs;
+        self.is_later = true;
     }
 
     pub(super) fn extend(&self, until: BootMs) {
@@ -184,12 +214,14 @@ impl Job {
         fds.extend(self.pipes.iter().flatten().map(|fd| sys::input(fd.as_raw_fd())));
         if self.ended.is_none() {
             fds.push(sys::input(self.control.as_raw_fd()));
+            fds.extend(self.own.watch());
         }
     }
 
-    /// Ended, and only drained for a while yet.
+    /// Something is due that no descriptor tells of: it ended, and is only drained for a while yet, or its own report is to
+    /// be handed on later.
     pub(super) fn is_waiting(&self) -> bool {
-        self.ended.is_some()
+        self.ended.is_some() || self.own.is_due()
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -204,10 +236,6 @@ impl Job {
     /// Bytes of output that may be kept of it, both streams together.
     pub(super) fn output_max(&self) -> u64 {
         self.output_max
-    }
-
-    pub(super) fn slot(&self) -> usize {
-        self.slot
     }
 
     pub(super) fn guard_pid(&self) -> i32 {
@@ -258,6 +286,11 @@ impl Job {
         }
         self.buffer = buffer;
         while self.ended.is_none() && self.listen(outbox) {}
+        if self.ended.is_none()
+            && let Some(told) = self.own.news(clock::boot_ms(), &self.redactors[0])
+        {
+            outbox.tell(FromExec::Told { fence: self.fence, told: Box::new(told) });
+        }
     }
 
     fn take(&mut self, stream: Stream, bytes: &[u8], outbox: &Outbox) {
@@ -289,7 +322,9 @@ impl Job {
         };
         let how = match message {
             Some(FromGuard::Started) => {
-                outbox.tell(FromExec::Started { fence: self.fence });
+                if !self.is_later {
+                    outbox.tell(FromExec::Started { fence: self.fence });
+                }
                 return true;
             }
             Some(FromGuard::SpawnFailed { step, errno }) => How::Spawn(step, errno),
@@ -300,8 +335,9 @@ impl Job {
         true
     }
 
-    /// Reports. Everything of the job is gone, or the report says `Stuck`. Its guard comes back, and whether it is stuck.
-    pub(super) fn finish(mut self, policy: [u8; 8], outbox: &Outbox) -> (guard::Process, bool) {
+    /// Reports. Everything of the job is gone, or the report says `Stuck`.
+    pub(super) fn finish(mut self, policy: [u8; 8]) -> Finished {
+        let told = self.own.read(&self.redactors[0]);
         let outcome = self.outcome();
         let is_stuck = outcome == Outcome::Stuck;
         if !is_stuck {
@@ -317,7 +353,6 @@ impl Job {
         for (output, redactor) in self.outputs.iter_mut().zip(&mut self.redactors) {
             output.push(&redactor.finish());
         }
-        let [(out, out_kept), (err, err_kept)] = self.outputs.map(Output::finish);
         let report = Report {
             outcome,
             wait_status: end.status,
@@ -333,12 +368,12 @@ impl Job {
                 leftovers: end.leftovers,
                 peak_memory_kib: end.peak_kib,
             },
-            streams: [out, err],
+            streams: Default::default(),
             peaks: Default::default(),
+            told,
         };
-        let ended = FromExec::Ended { fence: self.fence, report: Box::new(report), kept: Default::default() };
-        outbox.tell_ended(ended, [out_kept, err_kept]);
-        (self.guard, is_stuck)
+        let Self { fence, slot, guard, outputs, hook, .. } = self;
+        Finished { fence, slot, guard, report, outputs, hook }
     }
 
     /// The cause wins over the status: exit 0 on our SIGTERM is no success.
@@ -382,12 +417,9 @@ impl Job {
     }
 }
 
-fn say(control: RawFd, message: &ToGuard) -> std::io::Result<()> {
-    sys::send(control, &postcard::to_stdvec(message).unwrap_or_default())
-}
-
 fn tell_guard(control: RawFd, message: &ToGuard) {
-    if let Err(error) = say(control, message) {
+    let bytes = postcard::to_stdvec(message).unwrap_or_default();
+    if let Err(error) = sys::send(control, &bytes) {
         // A guard that is gone is noticed by the end of its socket.
         tracing::debug!(%error, "a guard did not take a message");
     }
@@ -416,11 +448,12 @@ fn hidden(data: &Path) -> Vec<String> {
     dirs.iter().map(|dir| dir.display().to_string()).collect()
 }
 
-fn environment(work: &Work, shell: &Shell, scratch: Option<&Path>, data: &Path) -> Vec<String> {
+fn environment(work: &Work, shell: &Shell, scratch: &Path, data: &Path) -> Vec<String> {
     let mut env = vec![
         PATH.to_owned(),
         "LANG=C.UTF-8".to_owned(),
-        format!("HOME={}", scratch.unwrap_or(Path::new("/")).display()),
+        format!("HOME={}", scratch.display()),
+        format!("DUNLIN_REPORT={}", scratch.join(super::report::NAME).display()),
         format!("DUNLIN_TASK_ID={}", work.task),
         format!("DUNLIN_FENCE={}", work.fence),
         format!("DUNLIN_ATTEMPT={}", work.attempt),

@@ -26,7 +26,7 @@ pub(super) fn all(variables: &BTreeMap<String, String>) -> Result<Vec<(String, S
 }
 
 /// The credential's value without the line's end: a file of root's or ours that nobody else may read.
-fn read(name: &str) -> Result<String, Denial> {
+pub(super) fn read(name: &str) -> Result<String, Denial> {
     let file = directories().iter().find_map(|dir| {
         let path = dir.join(name);
         super::sys::open_path(&path.to_string_lossy(), libc::O_RDONLY | libc::O_NOFOLLOW).ok()
@@ -64,6 +64,11 @@ impl Redactor {
         // One that begins with another is taken out whole.
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         Self { secrets, held: Vec::new() }
+    }
+
+    /// One that takes out the same, from the beginning of another stream.
+    pub(super) fn fresh(&self) -> Self {
+        Self { secrets: self.secrets.clone(), held: Vec::new() }
     }
 
     /// Whether there is anything to take out.

@@ -6,7 +6,7 @@
 use super::client::SOCKET;
 use super::outbox::Outbox;
 use super::{ExecConfig, Machine, socket, sweep, sys};
-use crate::exec::sandbox::users;
+use crate::exec::sandbox::{credentials, users};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
@@ -63,6 +63,9 @@ impl Server {
         // into us.
         sys::become_subreaper().map_err(failed)?;
         sys::hide().map_err(failed)?;
+        // What every job would have to do again. Each looks whether it was done.
+        sys::ignore_no_signal();
+        let _ = credentials::drop_bounding();
         let signals = sys::signals(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).map_err(failed)?;
         let left_running = sweep(&config.data).map_err(|e| e.to_string())?;
         tracing::info!(left_running, "nothing of an earlier start runs");

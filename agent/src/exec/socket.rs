@@ -22,9 +22,12 @@ pub(super) fn listen(path: &Path, uid: u32) -> io::Result<OwnedFd> {
     if connect(path).is_ok() {
         return Err(io::ErrorKind::AddrInUse.into());
     }
-    let _ = std::fs::remove_file(path);
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    let fresh = Path::new(&fresh);
+    let _ = std::fs::remove_file(fresh);
     let socket = new()?;
-    let (addr, len) = address(path)?;
+    let (addr, len) = address(fresh)?;
     // SAFETY: `addr` lives through the call and `len` is not over its size; the others take numbers only.
     unsafe {
         // Nobody else may connect before the mode is set below.
@@ -33,10 +36,12 @@ pub(super) fn listen(path: &Path, uid: u32) -> io::Result<OwnedFd> {
         libc::umask(mask);
         sys::check(bound)?;
     }
-    std::os::unix::fs::chown(path, Some(uid), None)?;
+    std::os::unix::fs::chown(fresh, Some(uid), None)?;
     // SAFETY: takes numbers only.
     sys::check(unsafe { libc::listen(socket.as_raw_fd(), 4) })?;
     sys::set_nonblocking(socket.as_raw_fd())?;
+    // Whoever finds it at its name is let in: it listens already.
+    std::fs::rename(fresh, path)?;
     Ok(socket)
 }
 
@@ -113,7 +118,15 @@ pub(super) fn send(socket: RawFd, bytes: &[u8], files: &[OwnedFd], flags: libc::
 /// # Errors
 /// The system's; `InvalidData` for a message over [`MESSAGE_MAX`].
 pub(super) fn receive(socket: RawFd, flags: libc::c_int) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut buffer = vec![0; MESSAGE_MAX];
+    // A buffer for the largest would be cleared for each, and all of it copied after each fork.
+    // SAFETY: without room nothing is written.
+    let len =
+        unsafe { libc::recv(socket, std::ptr::null_mut(), 0, flags | libc::MSG_PEEK | libc::MSG_TRUNC) };
+    let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
+    if len > MESSAGE_MAX {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut buffer = vec![0; len];
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let mut control = [0u64; CONTROL_WORDS];
     let mut files = Vec::new();
@@ -156,14 +169,14 @@ fn new() -> io::Result<OwnedFd> {
     }
 }
 
-/// A path as the kernel takes it: at most 107 bytes.
+/// A path as the kernel takes it: at most 107 bytes, `.new` among them.
 fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     let bytes = path.as_os_str().as_bytes();
     // SAFETY: all-zero is a valid `sockaddr_un`.
     let mut addr: libc::sockaddr_un = unsafe { std::mem::zeroed() };
     addr.sun_family = libc::AF_UNIX as _;
     if bytes.len() >= addr.sun_path.len() || bytes.contains(&0) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket's path has at most 107 bytes"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket's path has at most 103 bytes"));
     }
     for (to, from) in addr.sun_path.iter_mut().zip(bytes) {
         *to = *from as _;

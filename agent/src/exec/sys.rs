@@ -284,6 +284,28 @@ pub(super) fn signals(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
     }
 }
 
+/// Ignores no signal any more, whatever we were started with, but SIGPIPE: what is ignored would be so in every job.
+pub(super) fn ignore_no_signal() {
+    // By the system call itself: libc keeps 32 and 33 from us. All zero is SIG_DFL without flags or mask, the kernel's
+    // structure is not larger than this anywhere, and begins with the handler.
+    let (default, mut now) = ([0u64; 8], [0u64; 8]);
+    for signal in (1..=64).filter(|signal| *signal != libc::SIGPIPE) {
+        // SAFETY: both live through the calls, and are large enough.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, std::ptr::null::<u8>(), now.as_mut_ptr(), 8usize);
+            if now[0] == libc::SIG_IGN as u64 {
+                libc::syscall(
+                    libc::SYS_rt_sigaction,
+                    signal,
+                    default.as_ptr(),
+                    std::ptr::null::<u8>(),
+                    8usize,
+                );
+            }
+        }
+    }
+}
+
 /// No other process of our user may look into this one.
 pub(super) fn hide() -> io::Result<()> {
     // SAFETY: sets an attribute of this process; no memory is involved.
@@ -305,4 +327,29 @@ pub(super) fn receive_timeout(fd: RawFd, seconds: i64) -> io::Result<()> {
 pub(super) fn shut_down(fd: RawFd) {
     // SAFETY: takes numbers only.
     unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
+}
+
+/// A file without a name that holds `bytes`, to be read from its beginning.
+pub(super) fn memory_file(bytes: &[u8]) -> io::Result<OwnedFd> {
+    use io::{Seek, Write};
+    let name = c_string("order")?;
+    // SAFETY: the name lives through the call; the descriptor that comes is ours.
+    let fd = check(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })?;
+    // SAFETY: as said.
+    let mut file = unsafe { std::fs::File::from_raw_fd(fd) };
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+/// A descriptor that can be read when somebody has written to the file at `path` (inotify(7)).
+pub(super) fn watch_writes(path: &std::path::Path) -> io::Result<OwnedFd> {
+    let path = c_string(&path.to_string_lossy())?;
+    // SAFETY: the path lives through the calls; the descriptor that comes is ours.
+    unsafe {
+        let fd = check(libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK))?;
+        let fd = OwnedFd::from_raw_fd(fd);
+        check(libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), libc::IN_MODIFY))?;
+        Ok(fd)
+    }
 }

@@ -318,7 +318,9 @@ fn policy(dir: &Path) -> String {
     let dir = dir.display();
     format!(
         "schema = 1\ndefault = \"deny\"\n[ceilings]\ntimeout = \"1m\"\njobs = 4\n\
+         [root.stamps]\npath = \"{dir}/stamps\"\n\
          [[rule]]\nid = \"true\"\nprogram = \"/bin/true\"\n\
-         [[rule]]\nid = \"stamp\"\nprogram = \"{dir}/stamp\"\nargs = [\"stamp\", {{ re = '{dir}/stamps/[0-9]+' }}]\n"
+         [[rule]]\nid = \"stamp\"\nprogram = \"{dir}/stamp\"\nargs = [\"stamp\", {{ re = '{dir}/stamps/[0-9]+' }}]\n\
+         write = [\"root:stamps\"]\n"
     )
 }

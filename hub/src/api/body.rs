@@ -1,11 +1,10 @@
 //! Bodies in and out. They are separate from records and messages, with explicit conversions.
 
 use super::error::ApiError;
-use super::{signed, telemetry};
+use super::{kinds, telemetry};
 use crate::core::task::{Attempt, End, Task, TaskSpec};
 use crate::event::{NodeView, Traffic};
-use axum::http::StatusCode;
-use dunlin_wire::job::{Delivery, Job, OnDisconnect, Outcome, Report, Shell, layer};
+use dunlin_wire::job::{Delivery, OnDisconnect, Outcome, Report, layer};
 use dunlin_wire::require::Require;
 use dunlin_wire::{Tag, TaskId, limits};
 use serde::Deserialize;
@@ -84,19 +83,7 @@ pub(super) fn submission(value: Value) -> Result<(Option<TaskId>, TaskSpec), Api
     let mut fields = Fields::of(value, "")?;
     let id = fields.take::<TaskId>("taskId")?;
     let kind: String = fields.take("kind")?.unwrap_or_else(|| "shell".to_owned());
-    if !["shell", "signed"].contains(&kind.as_str()) {
-        let message = format!("kind `{kind}` is not known; this hub takes `shell` and `signed`");
-        return Err(ApiError::new(StatusCode::BAD_REQUEST, "unsupported_kind", message));
-    }
-    let payload = fields.take::<Value>("payload")?;
-    let payload = payload.ok_or_else(|| ApiError::field("payload", "is required"))?;
-    let (job, envelope) = match kind.as_str() {
-        "signed" => {
-            let (bytes, payload) = signed::envelope(payload)?;
-            (Job::Signed(bytes), Some(payload))
-        }
-        _ => (Job::Shell(shell(payload)?), None),
-    };
+    let (job, envelope) = kinds::job(&kind, fields.take("payload")?)?;
     let mut tags: Vec<Tag> = fields.take("requiredTags")?.unwrap_or_default();
     tags.sort();
     tags.dedup();
@@ -127,7 +114,7 @@ pub(super) fn submission(value: Value) -> Result<(Option<TaskId>, TaskSpec), Api
     };
     fields.end()?;
     let id = match envelope {
-        Some(payload) => Some(signed::fill(id, &mut spec, payload)?),
+        Some(payload) => Some(super::signed::fill(id, &mut spec, payload)?),
         None => id,
     };
     Ok((id, spec))
@@ -167,23 +154,9 @@ fn priority(fields: &mut Fields) -> Result<i16, ApiError> {
     }
 }
 
-fn shell(payload: Value) -> Result<Shell, ApiError> {
-    let mut fields = Fields::of(payload, "payload.")?;
-    let argv = fields.take("argv")?.ok_or_else(|| ApiError::field("payload.argv", "is required"))?;
-    let env: Map<String, Value> = fields.take("env")?.unwrap_or_default();
-    let env = env.into_iter().map(|(name, value)| match value {
-        Value::String(text) => Ok((name, text)),
-        _ => Err(ApiError::field(format!("payload.env.{name}"), "must be a string")),
-    });
-    let shell = Shell { argv, cwd: fields.take("cwd")?, env: env.collect::<Result<_, _>>()? };
-    fields.end()?;
-    shell.check_shape().map_err(|e| ApiError::field(e.field, e.rule))?;
-    Ok(shell)
-}
-
 /// A task as the API shows it.
 pub(super) fn task(task: &Task) -> Value {
-    let (kind, payload) = signed::job(&task.spec.job);
+    let (kind, payload) = kinds::shown(&task.spec.job);
     json!({
         "taskId": task.id.as_str(),
         "kind": kind,
@@ -225,6 +198,7 @@ fn attempt(attempt: &Attempt) -> Value {
         "acceptedAt": attempt.accepted_ms,
         "startedAt": attempt.started_ms,
         "endedAt": attempt.ended_ms,
+        "progress": attempt.told.progress,
         "outcome": match &attempt.end {
             None => Value::Null,
             Some(End::Lost(why)) => json!({"code": "lost", "detail": why.as_str(), "exitCode": 75}),
@@ -252,6 +226,10 @@ fn outcome(report: &Report) -> Value {
         "maxRssKib": report.usage.max_rss_kib,
         "peakMemoryKib": report.usage.peak_memory_kib,
         "leftoverKilled": report.usage.leftovers,
+        "progress": report.told.progress,
+        "tokensUsed": report.told.tokens,
+        "costUnits": report.told.cost,
+        "result": report.told.result.as_ref().and_then(|text| serde_json::from_str::<Value>(text).ok()),
         "peakGpuPermille": report.peaks.gpu_permille,
         "peakBoardMemoryMib": report.peaks.memory_used_mib,
         "peakGpuMemoryMib": report.peaks.gpu_memory_mib,
@@ -301,6 +279,7 @@ pub(super) fn node(view: &NodeView) -> Value {
         "lastOutcome": view.last_outcome,
         "version": node.version,
         "policy": data_encoding::HEXLOWER.encode(&node.policy),
+        "policyVersion": view.overlay,
         "keySet": view.key_set,
         "publicKey": node.key.to_string(),
         "enrolledAt": node.enrolled_ms,

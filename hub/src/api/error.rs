@@ -29,6 +29,11 @@ impl ApiError {
         Self { field: Some(field.into()), ..error }
     }
 
+    /// The same in the payload of a job.
+    pub(super) fn in_payload(self) -> Self {
+        Self { code: "invalid_payload", ..self }
+    }
+
     pub(super) fn not_found(what: &'static str, id: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {what} `{id}`"))
     }
@@ -51,20 +56,17 @@ impl ApiError {
 impl From<ApiRefusal> for ApiError {
     fn from(refusal: ApiRefusal) -> Self {
         let message = refusal.to_string();
-        let (status, code) = match &refusal {
-            ApiRefusal::UnknownTask(_) | ApiRefusal::UnknownNode(_) => (StatusCode::NOT_FOUND, "not_found"),
-            ApiRefusal::TaskExists(_) => (StatusCode::CONFLICT, "task_exists"),
-            ApiRefusal::IllegalMove { state, .. } if state.is_terminal() => {
-                (StatusCode::CONFLICT, "task_already_terminal")
-            }
-            ApiRefusal::IllegalMove { .. } => (StatusCode::CONFLICT, "illegal_state"),
-            ApiRefusal::NodeExists(_) => (StatusCode::CONFLICT, "node_exists"),
-            ApiRefusal::NoKeySet => (StatusCode::BAD_REQUEST, "invalid_key_set"),
-            ApiRefusal::OldKeySet { .. } => (StatusCode::CONFLICT, "old_key_set"),
-            ApiRefusal::QueueFull(_) => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
-            ApiRefusal::StorageFull => (StatusCode::INSUFFICIENT_STORAGE, "storage_full"),
-            ApiRefusal::StoreFailed => (StatusCode::SERVICE_UNAVAILABLE, "store_failed"),
+        let status = match &refusal {
+            ApiRefusal::UnknownTask(_) | ApiRefusal::UnknownNode(_) => StatusCode::NOT_FOUND,
+            ApiRefusal::TaskExists(_)
+            | ApiRefusal::IllegalMove { .. }
+            | ApiRefusal::NodeExists(_)
+            | ApiRefusal::OldKeySet { .. } => StatusCode::CONFLICT,
+            ApiRefusal::NoKeySet => StatusCode::BAD_REQUEST,
+            ApiRefusal::QueueFull(_) | ApiRefusal::StoreFailed => StatusCode::SERVICE_UNAVAILABLE,
+            ApiRefusal::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
         };
+        let code = refusal.code();
         let state = match refusal {
             ApiRefusal::IllegalMove { state, .. } => Some(state.as_str()),
             _ => None,

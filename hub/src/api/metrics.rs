@@ -97,6 +97,9 @@ fn render(f: &Figures) -> String {
     let refused = f.refused.iter().map(|(v, n)| (*v, *n));
     let help = "Messages that were refused, by verdict.";
     family(&mut out, "dunlin_refused_total", "counter", help, "verdict", refused);
+    let denials = f.denials.iter().map(|(code, n)| (*code, *n));
+    let help = "Attempts that boards decided against, by code.";
+    family(&mut out, "dunlin_denials_total", "counter", help, "reason", denials);
     let help = "From queued to granted and on disk.";
     histogram(&mut out, "dunlin_claim_latency_seconds", help, &f.claim_latency);
     histogram(&mut out, "dunlin_store_commit_seconds", "One commit of the store.", &f.commit);

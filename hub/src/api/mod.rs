@@ -6,10 +6,12 @@ mod body;
 mod error;
 mod events;
 mod history;
+mod kinds;
 mod listen;
 mod metrics;
 mod nodes;
 mod output;
+mod overlays;
 mod signed;
 mod tasks;
 mod telemetry;
@@ -93,6 +95,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/nodes/{name}/revoke", post(nodes::revoke))
         .route("/v1/invites", post(nodes::invite))
         .route("/v1/keys", post(signed::push_keys))
+        .route("/v1/policy", post(overlays::push))
         .route("/v1/fleet/halt", post(nodes::halt))
         .route("/v1/fleet/resume", post(nodes::resume))
         .route("/v1/audit", get(nodes::audit))

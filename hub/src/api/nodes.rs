@@ -6,6 +6,7 @@ use super::error::ApiError;
 use super::tasks::{json_body, query};
 use super::{ApiState, mismatch};
 use crate::core::node::NodeSpec;
+use crate::event::AuditRecord;
 use crate::event::{Answer, Request};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
@@ -136,6 +137,10 @@ pub(super) async fn resume(
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Rows {
+    actor: Option<String>,
+    target: Option<String>,
+    code: Option<String>,
+    since: Option<u64>,
     cursor: Option<u64>,
     limit: Option<usize>,
 }
@@ -146,13 +151,19 @@ pub(super) async fn audit(
 ) -> Result<Json<Value>, ApiError> {
     let rows = query(rows)?;
     let limit = rows.limit.unwrap_or(50).clamp(1, limits::PAGE_MAX);
-    let found = state.store.read(|view| view.audit_before(rows.cursor.unwrap_or(u64::MAX), limit))?;
+    let is = |wanted: &Option<String>, found: &String| wanted.as_ref().is_none_or(|wanted| wanted == found);
+    let wanted = |row: &AuditRecord| {
+        let late = rows.since.is_none_or(|since| row.at_ms >= since);
+        late && is(&rows.actor, &row.actor) && is(&rows.target, &row.target) && is(&rows.code, &row.code)
+    };
+    let before = rows.cursor.unwrap_or(u64::MAX);
+    let found = state.store.read(|view| view.audit_before(before, limit, wanted))?;
     let next = found.last().filter(|_| found.len() == limit).map(|(id, _)| *id);
     let shown: Vec<Value> = found
         .iter()
         .map(|(id, row)| {
             json!({"id": id, "at": row.at_ms, "actor": row.actor, "action": row.action, "target": row.target,
-                   "result": row.result})
+                   "result": row.result, "code": row.code, "detail": row.detail})
         })
         .collect();
     Ok(Json(json!({"audit": shown, "nextCursor": next})))

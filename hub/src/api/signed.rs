@@ -4,7 +4,7 @@ use super::auth::Actor;
 use super::body::Fields;
 use super::error::ApiError;
 use super::tasks::json_body;
-use super::{ApiState, mismatch};
+use super::{ApiState, kinds, mismatch};
 use crate::core::task::TaskSpec;
 use crate::event::{Answer, Request};
 use axum::Json;
@@ -12,9 +12,8 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Extension, State};
 use data_encoding::BASE64URL_NOPAD;
 use dunlin_wire::envelope::{Audience, Envelope, Payload, Work};
-use dunlin_wire::job::Job;
 use dunlin_wire::{Tag, TaskId, limits};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 fn bytes(fields: &mut Fields, name: &'static str, field: &str, max: usize) -> Result<Vec<u8>, ApiError> {
     let text: String = fields.take(name)?.ok_or_else(|| ApiError::field(field, "is required"))?;
@@ -55,21 +54,13 @@ pub(super) fn fill(id: Option<TaskId>, spec: &mut TaskSpec, signed: Payload) -> 
     Ok(signed.task)
 }
 
-/// Kind and payload of a job as the API shows them.
-pub(super) fn job(job: &Job) -> (&'static str, Value) {
-    let shell = |shell: &dunlin_wire::job::Shell| {
-        let env: Map<String, Value> = shell.env.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect();
-        json!({"argv": shell.argv, "cwd": shell.cwd, "env": env})
-    };
-    let bytes = match job {
-        Job::Shell(plain) => return ("shell", shell(plain)),
-        Job::Signed(bytes) => bytes,
-    };
+/// What a signed job says of itself, as the API shows it; empty for one that cannot be read.
+pub(super) fn shown(bytes: &[u8]) -> Value {
     let Some(payload) = Envelope::decode(bytes).and_then(|envelope| envelope.peek()) else {
-        return ("signed", Value::Null);
+        return json!({});
     };
     let Work::Shell(work) = &payload.work;
-    let mut shown = shell(work);
+    let mut shown = kinds::shell_shown(work);
     shown["issuer"] = payload.issuer.to_string().into();
     shown["reason"] = payload.reason.into();
     shown["rules"] = payload.rules.into();
@@ -81,7 +72,7 @@ pub(super) fn job(job: &Job) -> (&'static str, Value) {
         Audience::Keys(keys) => json!({"keys": keys.iter().map(ToString::to_string).collect::<Vec<_>>()}),
         Audience::Tags(tags) => json!({"tags": tags.iter().map(Tag::as_str).collect::<Vec<_>>()}),
     };
-    ("signed", shown)
+    shown
 }
 
 /// `POST /v1/keys`.

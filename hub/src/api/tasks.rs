@@ -5,7 +5,7 @@ use super::error::ApiError;
 use super::{ApiState, body, mismatch};
 use crate::core::task::State as TaskState;
 use crate::event::{Answer, Request};
-use crate::store::TaskFilter;
+use crate::store::{SPENT, TaskFilter};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Extension, Path, Query, State};
 use axum::http::StatusCode;
@@ -175,7 +175,9 @@ pub(super) async fn summary(State(state): State<ApiState>) -> Result<Json<Value>
     let by_state: serde_json::Map<String, Value> =
         counts.iter().map(|(s, n)| (s.as_str().to_owned(), (*n).into())).collect();
     let total: u64 = counts.iter().map(|(_, n)| n).sum();
-    Ok(Json(json!({"total": total, "byState": by_state, "successRatio": ratio})))
+    let (tokens, cost) = state.store.read(|view| view.meta::<(u64, u64)>(SPENT))?.unwrap_or_default();
+    Ok(Json(json!({"total": total, "byState": by_state, "successRatio": ratio,
+                   "tokensUsed": tokens, "costUnits": cost})))
 }
 
 /// Queued tasks by priority.

@@ -2,6 +2,7 @@
 
 use super::client::{Failure, Target};
 use super::key::{KeyCommand, KeysCommand};
+use super::policy::PolicyCommand;
 use super::sign::{BundleArgs, SignArgs};
 use clap::{Args, Parser, Subcommand};
 
@@ -66,6 +67,27 @@ pub(super) enum Command {
         #[arg(long)]
         once: bool,
     },
+    /// Who did what, and what boards decided; newest first.
+    Audit {
+        /// Only of this token, or `node:NAME`.
+        #[arg(long)]
+        actor: Option<String>,
+        /// Only on this task or node.
+        #[arg(long)]
+        target: Option<String>,
+        /// Only with this code: ok, allowed, or that of a denial or refusal.
+        #[arg(long)]
+        code: Option<String>,
+        /// Only since then, in milliseconds since the epoch.
+        #[arg(long)]
+        since: Option<u64>,
+        /// How many.
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// One node.
     Node {
         #[command(subcommand)]
@@ -92,6 +114,11 @@ pub(super) enum Command {
     },
     /// Sign a job into a file, for a board without a hub (`dunlin-agent run-bundle`).
     Bundle(Box<BundleArgs>),
+    /// Narrow what boards allow.
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
     /// Stop the fleet: nothing is granted, what runs is cancelled, the queue is kept.
     Halt,
     /// Let a halted fleet go on.
@@ -104,6 +131,12 @@ pub(super) struct SubmitArgs {
     pub job: JobArgs,
     #[command(flatten)]
     pub sign: SignArgs,
+    /// shell, orchestrator-run, hook-dispatch or wake.
+    #[arg(long, default_value = "shell")]
+    pub kind: String,
+    /// The job as a JSON file instead of what follows `--`; `-` is stdin.
+    #[arg(long, value_name = "FILE", conflicts_with = "argv", required_unless_present = "argv")]
+    pub payload: Option<std::path::PathBuf>,
     /// Only on this node.
     #[arg(long)]
     pub node: Option<String>,
@@ -153,7 +186,7 @@ pub(super) struct JobArgs {
     #[arg(long, value_parser = ["atLeastOnce", "atMostOnce"])]
     pub delivery: Option<String>,
     /// Program (absolute path) and arguments.
-    #[arg(last = true, required = true)]
+    #[arg(last = true)]
     pub argv: Vec<String>,
 }
 

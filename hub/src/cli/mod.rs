@@ -4,6 +4,7 @@ mod args;
 mod client;
 mod hub_url;
 mod key;
+mod policy;
 mod show;
 mod sign;
 mod top;
@@ -54,6 +55,13 @@ fn run(client: &Client, command: Command) -> Result<u8, Failure> {
             show::tasks(&page["tasks"], json);
         }
         Command::Dlq { json } => show::tasks(&client.get("/v1/dlq?limit=500")?["tasks"], json),
+        Command::Audit { actor, target, code, since, limit, json } => {
+            let mut query = vec![format!("limit={limit}")];
+            let since = since.map(|since| since.to_string());
+            let given = [("actor", actor), ("target", target), ("code", code), ("since", since)];
+            query.extend(given.into_iter().filter_map(|(k, v)| v.map(|v| format!("{k}={v}"))));
+            show::audit(&client.get(&format!("/v1/audit?{}", query.join("&")))?["audit"], json);
+        }
         Command::Top { once } => top::run(client, once)?,
         Command::Nodes { json } => show::nodes(&client.get("/v1/nodes")?["nodes"], json),
         Command::Task { command } => task(client, command)?,
@@ -67,6 +75,9 @@ fn run(client: &Client, command: Command) -> Result<u8, Failure> {
         }
         Command::Keys { command: KeysCommand::Push { file } } => key::push(client, &file)?,
         Command::Key { .. } | Command::Keys { .. } | Command::Bundle(_) => {}
+        Command::Policy { command: policy::PolicyCommand::Push { file, node } } => {
+            policy::push(client, &file, node.as_deref())?;
+        }
         Command::Halt => {
             let answer = client.post("/v1/fleet/halt", &json!({}))?;
             println!("halted; {} tasks cancelled, the queue is kept", answer["cancelled"]);
@@ -106,8 +117,11 @@ fn body(args: &SubmitArgs) -> Result<Value, Failure> {
     let env: serde_json::Map<_, _> = job.variables()?.into_iter().map(|(k, v)| (k, v.into())).collect();
     let signed = args.sign.envelope(job)?;
     let mut body = json!({
-        "kind": "shell",
-        "payload": {"argv": job.argv, "cwd": job.cwd, "env": env},
+        "kind": args.kind,
+        "payload": match &args.payload {
+            Some(file) => payload(file)?,
+            None => json!({"argv": job.argv, "cwd": job.cwd, "env": env}),
+        },
         "requiredTags": args.tag,
         "requires": args.require,
     });
@@ -136,6 +150,16 @@ fn body(args: &SubmitArgs) -> Result<Value, Failure> {
         }
     }
     Ok(body)
+}
+
+/// A job's payload from a file, or from stdin.
+fn payload(file: &std::path::Path) -> Result<Value, Failure> {
+    let named = |e: &dyn std::fmt::Display| Failure::Usage(format!("--payload {}: {e}", file.display()));
+    let text = match file.as_os_str() == "-" {
+        true => std::io::read_to_string(std::io::stdin()),
+        false => std::fs::read_to_string(file),
+    };
+    serde_json::from_str(&text.map_err(|e| named(&e))?).map_err(|e| named(&e))
 }
 
 fn task(client: &Client, command: TaskCommand) -> Result<(), Failure> {

@@ -79,6 +79,15 @@ pub(super) fn nodes(nodes: &Value, json: bool) {
     table(&["NODE", "STATE", "HEALTH", "LOAD", "HEARD", "ROLE", "TAGS"], &rows);
 }
 
+pub(super) fn audit(rows: &Value, json: bool) {
+    if json {
+        return println!("{rows:#}");
+    }
+    let row = |r: &Value| ["at", "actor", "action", "target", "code", "detail"].map(|n| text(&r[n])).to_vec();
+    let rows: Vec<_> = rows.as_array().into_iter().flatten().map(row).collect();
+    table(&["AT", "ACTOR", "ACTION", "TARGET", "CODE", "DETAIL"], &rows);
+}
+
 fn fields(value: &Value, skip: &[&str]) {
     for (name, value) in value.as_object().into_iter().flatten().filter(|(n, _)| !skip.contains(&n.as_str()))
     {

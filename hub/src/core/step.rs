@@ -15,6 +15,7 @@ use super::timing::Timing;
 use dunlin_wire::backoff;
 use dunlin_wire::job::{CancelledBy, Delivery, OnDisconnect, Outcome, Report};
 use dunlin_wire::message::AckVerdict;
+use dunlin_wire::report::Told;
 use dunlin_wire::{ClaimId, Fence, NodeName};
 
 /// What happens to a task.
@@ -49,6 +50,13 @@ pub enum Input {
     Started {
         /// The attempt.
         fence: Fence,
+    },
+    /// Its job said something of itself.
+    Told {
+        /// The attempt.
+        fence: Fence,
+        /// What.
+        told: Told,
     },
     /// The node reported an outcome, and all output is stored.
     Reported {
@@ -156,6 +164,10 @@ impl Task {
                 attempt.started_ms.get_or_insert(cx.wall);
                 Ok(Change::Noted)
             }
+            Input::Told { fence, told } => {
+                self.live_mut(fence)?.told = told;
+                Ok(Change::Noted)
+            }
             Input::Reported { fence, report, elsewhere } => self.reported(fence, report, elsewhere, cx),
             Input::Lost { fence, why } => self.lost(fence, why, cx),
             Input::Cancel { by } => self.cancel(by, cx),
@@ -248,6 +260,7 @@ impl Task {
             // Also when it crossed a request to end: the work is done, and doing it again helps nobody.
             Outcome::Ok => self.done(cx),
             Outcome::Stuck => self.give_up(DeadReason::Stuck, cx),
+            outcome if outcome.is_refusal() => self.give_up(DeadReason::Refused, cx),
             Outcome::TimedOut { .. } => self.again_or(DeadReason::Timeout, cx),
             Outcome::Denied { .. } if !elsewhere => self.give_up(DeadReason::Denied, cx),
             Outcome::Denied { .. } => self.again_or(DeadReason::Denied, cx),

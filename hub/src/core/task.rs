@@ -1,6 +1,7 @@
 //! The record of a task and its attempts. How it moves is in [`super::step`].
 
 use dunlin_wire::job::{CancelledBy, Delivery, Job, OnDisconnect, Outcome, Report};
+use dunlin_wire::report::Told;
 use dunlin_wire::require::Require;
 use dunlin_wire::{ClaimId, Fence, NodeName, Tag, TaskId};
 use serde::{Deserialize, Serialize};
@@ -97,6 +98,8 @@ pub enum DeadReason {
     Interrupted,
     /// Its job could not be killed, so it must not be tried again.
     Stuck,
+    /// The board, or whoever it asked, decided against it.
+    Refused,
 }
 
 impl DeadReason {
@@ -109,6 +112,7 @@ impl DeadReason {
             DeadReason::Denied => "denied",
             DeadReason::Interrupted => "interrupted",
             DeadReason::Stuck => "stuck",
+            DeadReason::Refused => "refused",
         }
     }
 }
@@ -183,6 +187,8 @@ pub struct Attempt {
     pub ending: Option<Ending>,
     /// How it ended.
     pub end: Option<End>,
+    /// What its job last said of itself while it ran.
+    pub told: Told,
 }
 
 /// The record.
@@ -266,6 +272,7 @@ impl Attempt {
             early: false,
             ending: None,
             end: None,
+            told: Told::default(),
         }
     }
 

@@ -8,6 +8,7 @@ use crate::core::timer::Timer;
 use crate::event::{AuditRecord, ConnId};
 use crate::store::{Filled, StoreError};
 use dunlin_wire::message::{AbortCause, AckVerdict, Grant, ToAgent};
+use dunlin_wire::report::Told;
 use dunlin_wire::{ClaimId, Fence, NodeName, TaskId};
 
 impl Hub {
@@ -211,6 +212,24 @@ impl Hub {
         }
     }
 
+    /// What a running job says of itself: it goes on.
+    pub(super) fn handle_told(
+        &mut self,
+        conn: ConnId,
+        name: &NodeName,
+        fence: Fence,
+        told: Told,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        let Some(mut task) = self.held_task(conn, name, fence, turn)? else { return Ok(()) };
+        let told = Told { result: None, ..told.bounded() };
+        match self.apply(&mut task, Input::Told { fence, told }, turn)? {
+            Ok(_) => self.watch_progress(fence, turn),
+            Err(refusal) => return self.refuse(conn, name, fence, refusal, turn),
+        }
+        Ok(())
+    }
+
     /// Renews the leases of `fences` that go on, and says so in one answer. Not those that must end: their time runs out.
     pub(super) fn renew(
         &mut self,
@@ -298,6 +317,8 @@ impl Hub {
             action: "attempt.report".into(),
             target: fence.to_string(),
             result: word.into(),
+            code: word.into(),
+            detail: None,
         };
         turn.write.append_audit(&row)?;
         Ok(())

@@ -4,9 +4,11 @@
 //! keeps in memory is rebuilt from the store at start, and again after a commit that failed.
 
 mod attempts;
+mod audit;
 mod early;
 mod keys;
 mod load;
+mod overlays;
 mod recover;
 mod requests;
 mod session;
@@ -67,6 +69,8 @@ struct Session {
     leaving: bool,
     // The key set it has in force, when it trusts signatures.
     keys: Option<u64>,
+    // The overlay it has in force, once it said so.
+    overlay: Option<u64>,
 }
 
 /// An enrolled node and what is known of it now.
@@ -91,7 +95,15 @@ struct Member {
 
 impl Session {
     fn new(conn: ConnId, heard: u64) -> Self {
-        Self { conn, heard, claims: BTreeSet::new(), settled: false, leaving: false, keys: None }
+        Self {
+            conn,
+            heard,
+            claims: BTreeSet::new(),
+            settled: false,
+            leaving: false,
+            keys: None,
+            overlay: None,
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 //! What operators ask for.
 
-use super::{Hub, Turn};
+use super::{Hub, Turn, audit};
 use crate::core::node::{Invite, NodeSpec};
 use crate::core::step::{Input, Refusal};
 use crate::core::task::{State, Task, TaskSpec};
 use crate::core::timer::Timer;
-use crate::event::{Answer, ApiRefusal, AuditRecord, Recent, Request};
+use crate::event::{Answer, ApiRefusal, Recent, Request};
 use crate::store::StoreError;
 use dunlin_wire::job::CancelledBy;
 use dunlin_wire::ticket::Ticket;
@@ -18,7 +18,7 @@ type Answered = Result<Result<Answer, ApiRefusal>, StoreError>;
 
 impl Hub {
     pub(super) fn handle_request(&mut self, actor: &str, request: Request, turn: &mut Turn<'_>) -> Answered {
-        let audit = audit_of(&request);
+        let audit = audit::row(&request);
         let answer = match request {
             Request::Submit { id, spec } => self.submit(id, *spec, turn),
             Request::Cancel(id) => {
@@ -44,20 +44,13 @@ impl Hub {
             Request::Revoke(name) => self.revoke(&name, turn),
             Request::Invite { node, ttl_ms } => self.invite(node, ttl_ms, turn),
             Request::PushKeys(bytes) => self.push_keys(bytes, turn),
+            Request::PushOverlay { node, overlay } => self.push_overlay(node, *overlay, turn),
             Request::Halt => self.halt(turn),
             Request::Resume => self.resume(turn),
             Request::Metrics => Ok(Ok(Answer::Metrics(Box::new(self.figures_now(turn))))),
         }?;
-        if let Some((action, target)) = audit {
-            let result = answer.as_ref().err().map_or("ok".to_owned(), ToString::to_string);
-            let actor = actor.to_owned();
-            turn.write.append_audit(&AuditRecord {
-                at_ms: turn.now.wall,
-                actor,
-                action: action.into(),
-                target,
-                result,
-            })?;
+        if let Some(row) = audit {
+            turn.write.append_audit(&row.filled(actor, turn.now.wall, &answer))?;
         }
         Ok(answer)
     }
@@ -212,25 +205,4 @@ impl Hub {
         }
         Ok(())
     }
-}
-
-/// Manual actions leave an audit row; reads and submissions do not.
-fn audit_of(request: &Request) -> Option<(&'static str, String)> {
-    Some(match request {
-        Request::Cancel(id) => ("task.cancel", id.to_string()),
-        Request::Retry(id) => ("task.retry", id.to_string()),
-        Request::Drain(name, true) => ("node.drain", name.to_string()),
-        Request::Drain(name, false) => ("node.undrain", name.to_string()),
-        Request::Revoke(name) => ("node.revoke", name.to_string()),
-        Request::Invite { node, .. } => ("node.invite", node.name.to_string()),
-        Request::PushKeys(_) => ("keys.push", String::new()),
-        Request::Halt => ("fleet.halt", String::new()),
-        Request::Resume => ("fleet.resume", String::new()),
-        Request::Submit { .. }
-        | Request::Why(_)
-        | Request::Nodes
-        | Request::Node(_)
-        | Request::Recent(_)
-        | Request::Metrics => return None,
-    })
 }

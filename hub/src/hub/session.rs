@@ -95,6 +95,8 @@ impl Hub {
             ToHub::Alarm { alarm, name: place, age_ms } if place.len() <= limits::NAME_MAX => {
                 self.handle_alarm(name, alarm, &place, age_ms, turn)
             }
+            ToHub::Overlay { version } => self.handle_overlay(conn, name, version, turn),
+            ToHub::Told { fence, told } => self.handle_told(conn, name, fence, told, turn),
             ToHub::Keys { version } => self.handle_keys(conn, name, version, turn),
             ToHub::Hello(_)
             | ToHub::Join(_)

@@ -5,8 +5,8 @@ use super::{Hub, Turn};
 use crate::core::schedule::Need;
 use crate::core::step::{Input, Refusal};
 use crate::core::task::{End, Task};
-use crate::event::ConnId;
-use crate::store::StoreError;
+use crate::event::{AuditRecord, ConnId};
+use crate::store::{SPENT, StoreError};
 use dunlin_wire::job::{Outcome, Report, Stream};
 use dunlin_wire::message::{AckVerdict, ToAgent, Upload};
 use dunlin_wire::{CloseCode, Fence, NodeName, TaskId, limits};
@@ -77,9 +77,10 @@ impl Hub {
         name: &NodeName,
         id: &TaskId,
         fence: Fence,
-        report: Box<Report>,
+        mut report: Box<Report>,
         turn: &mut Turn<'_>,
     ) -> Result<(), StoreError> {
+        report.told = std::mem::take(&mut report.told).bounded();
         let Some(mut task) = turn.write.view().task(id)? else {
             return self.ack(conn, fence, AckVerdict::UnknownTask, turn);
         };
@@ -98,12 +99,54 @@ impl Hub {
         let ended = task.state.is_terminal();
         let state = task.state;
         let elsewhere = self.fits_elsewhere(&task, name);
-        let verdict = match self.apply(&mut task, Input::Reported { fence, report, elsewhere }, turn)? {
+        let settled =
+            self.apply(&mut task, Input::Reported { fence, report: report.clone(), elsewhere }, turn)?;
+        if settled.is_ok() {
+            self.settled(name, &task, &report, turn)?;
+        }
+        let verdict = match settled {
             Ok(_) if ended => Refusal::State(state).verdict(),
             Ok(_) => AckVerdict::Applied,
             Err(refusal) => refusal.verdict(),
         };
         self.ack(conn, fence, verdict, turn)
+    }
+
+    /// An outcome counts, once: what the board decided goes into the audit, what the job used into the sums.
+    fn settled(
+        &mut self,
+        name: &NodeName,
+        task: &Task,
+        report: &Report,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), StoreError> {
+        let code = match &report.outcome {
+            Outcome::Denied { reason } => reason.as_str(),
+            Outcome::NoGo { why } => why.as_str(),
+            _ => "allowed",
+        };
+        if code != "allowed" {
+            *self.figures.denials.entry(code).or_default() += 1;
+        }
+        turn.write.append_audit(&AuditRecord {
+            at_ms: turn.now.wall,
+            actor: format!("node:{name}"),
+            action: "attempt.decide".into(),
+            target: task.id.to_string(),
+            result: report.outcome.to_string(),
+            code: code.into(),
+            detail: report.rule.as_ref().map(|rule| format!("rule {rule}")),
+        })?;
+        let told = &report.told;
+        if told.tokens.is_some() || told.cost.is_some() {
+            let (tokens, cost) = turn.write.view().meta::<(u64, u64)>(SPENT)?.unwrap_or_default();
+            let sums = (
+                tokens.saturating_add(told.tokens.unwrap_or(0)),
+                cost.saturating_add(told.cost.unwrap_or(0)),
+            );
+            turn.write.put_meta(SPENT, &sums)?;
+        }
+        Ok(())
     }
 
     /// An outcome can overtake what was said before it, on another stream: then it says that too.

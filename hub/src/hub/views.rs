@@ -26,6 +26,7 @@ impl Hub {
             free: member.session.as_ref().map_or(0, |s| s.claims.len() as u32),
             board: self.board_of(member, turn),
             key_set: member.session.as_ref().and_then(|session| session.keys),
+            overlay: member.session.as_ref().and_then(|session| session.overlay),
             alarms: member.board.alarms().clone(),
             last_outcome: member.last_outcome.clone(),
             conn: member.session.as_ref().map(|s| s.conn),

@@ -31,16 +31,21 @@ impl View<'_> {
         self.newest(Table::Events)
     }
 
-    /// At most `limit` audit rows below `before`, newest first.
-    pub fn audit_before(&self, before: u64, limit: usize) -> Result<Vec<(u64, AuditRecord)>, StoreError> {
+    /// At most `limit` audit rows below `before` that `wanted` takes, newest first.
+    pub fn audit_before(
+        &self,
+        before: u64,
+        limit: usize,
+        wanted: impl Fn(&AuditRecord) -> bool,
+    ) -> Result<Vec<(u64, AuditRecord)>, StoreError> {
         let last = before.to_be_bytes();
         let range = (Bound::Unbounded, Bound::Excluded(last.as_slice()));
-        let rows = self.table(Table::Audit).rev_range(self.txn, &range)?.take(limit);
-        rows.map(|row| {
+        let rows = self.table(Table::Audit).rev_range(self.txn, &range)?;
+        let rows = rows.map(|row| {
             let (key, value) = row?;
             Ok((number(Table::Audit, key, 0)?, super::schema::decode(Table::Audit, value)?))
-        })
-        .collect()
+        });
+        rows.filter(|row| row.as_ref().map_or(true, |(_, row)| wanted(row))).take(limit).collect()
     }
 
     fn newest(&self, table: Table) -> Result<u64, StoreError> {

@@ -23,6 +23,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+/// The name in `meta` of what all settled attempts used: tokens, cost.
+pub const SPENT: &str = "spent";
+
 /// What went wrong with the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {

@@ -166,7 +166,7 @@ fn a_job_sees_a_clean_environment_and_no_descriptors() {
     let task = fleet.wait_ended(&id);
     let out = fleet.command("dunlin").args(["task", "logs", &id]).output().unwrap();
     let text = String::from_utf8(out.stdout).unwrap();
-    let want = "DUNLIN_AGENT DUNLIN_ATTEMPT DUNLIN_FENCE DUNLIN_TASK_ID HOME LANG PATH PWD ";
+    let want = "DUNLIN_AGENT DUNLIN_ATTEMPT DUNLIN_FENCE DUNLIN_REPORT DUNLIN_TASK_ID HOME LANG PATH PWD ";
     assert!(text.starts_with(want), "{text}");
     assert!(text.contains(" 0\n1\n2\n/dev/null\n0077\n"), "{text}");
     assert!(text.contains("SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\nNoNewPrivs:\t1"), "{text}");

@@ -8,6 +8,7 @@ mod boards;
 mod faults;
 mod https;
 mod install;
+mod kinds;
 mod nodes;
 mod replay;
 mod restart;

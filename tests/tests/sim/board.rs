@@ -73,7 +73,8 @@ impl Board {
         };
         let mut out = Vec::new();
         self.core = Some(Core::new(setup, self.disk.clone(), &mut out));
-        let policy = PolicyState { digest: [1; 8], jobs: 3, layers: 0, error: None };
+        let policy =
+            PolicyState { digest: [1; 8], jobs: 3, layers: 0, error: None, kinds: vec![], overlay: 0 };
         self.inbox.push((now, Event::FromExec(FromExec::Policy(policy))));
         out
     }
@@ -139,7 +140,7 @@ impl Board {
                     };
                 }
             }
-            ToExec::ReloadPolicy | ToExec::Keys(_) | ToExec::Shutdown => {}
+            ToExec::ReloadPolicy | ToExec::Keys(_) | ToExec::Overlay(_) | ToExec::Shutdown => {}
         }
     }
 

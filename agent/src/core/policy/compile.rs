@@ -1,11 +1,11 @@
 //! From the file as written to a policy that is in order, or to what is wrong with it.
 
-use super::confine;
 use super::names::{is_forbidden_variable, is_launcher};
 use super::raw::{RawMatcher, RawPolicy, RawRule};
 use super::{
     Ceilings, Grade, Matcher, OnOutputLimit, PathKind, Policy, Root, Rule, Signing, TIMEOUT_MS, User,
 };
+use super::{confine, hooks};
 use dunlin_wire::job::Denial;
 use dunlin_wire::{limits, units};
 use regex_lite::Regex;
@@ -49,7 +49,10 @@ pub(super) fn compile(files: &[(String, String)]) -> Result<Policy, PolicyError>
         signing: Signing::Privileged,
         shell: false,
         slots: vec![],
+        orchestrator: None,
+        hooks: vec![],
     };
+    let mut orchestrator = None;
     let mut raw_rules = Vec::new();
     for (at, (file, text)) in files.iter().enumerate() {
         let source = Source { file, text };
@@ -83,6 +86,16 @@ pub(super) fn compile(files: &[(String, String)]) -> Result<Policy, PolicyError>
                 return Err(source.error(name, format!("root `{name}` is defined twice")));
             }
         }
+        for raw in &raw.hook {
+            let wrong = |message: String| source.error(&raw.name, format!("hook `{}`: {message}", raw.name));
+            if policy.hooks.iter().any(|hook| hook.name == raw.name) {
+                return Err(wrong("the name is used twice".into()));
+            }
+            policy.hooks.push(hooks::hook(raw).map_err(wrong)?);
+        }
+        if let (0, Some(raw)) = (at, raw.orchestrator) {
+            orchestrator = Some((Source { file, text }, raw));
+        }
         raw_rules.push((source, raw.rule));
     }
     let mut ids = BTreeSet::new();
@@ -93,6 +106,10 @@ pub(super) fn compile(files: &[(String, String)]) -> Result<Policy, PolicyError>
             }
             policy.rules.push(rule(raw, &policy, &source)?);
         }
+    }
+    if let Some((source, raw)) = orchestrator {
+        let compiled = hooks::orchestrator(&raw, &policy);
+        policy.orchestrator = Some(compiled.map_err(|message| source.error("[orchestrator]", message))?);
     }
     Ok(policy)
 }
@@ -263,6 +280,7 @@ fn rule(raw: RawRule, policy: &Policy, source: &Source<'_>) -> Result<Rule, Poli
         nofile: raw.limits.nofile,
         timeout_ms: timeout_ms.unwrap_or(TIMEOUT_MS).min(ceiling),
         timeout_ms_max: ceiling.max(timeout_ms.unwrap_or(0)),
+        timeout_ms_cap: u64::MAX,
         output,
         on_output_limit,
         unicode: raw.unicode,
@@ -272,7 +290,7 @@ fn rule(raw: RawRule, policy: &Policy, source: &Source<'_>) -> Result<Rule, Poli
 }
 
 /// Whether a credential can have this name: a file's, without a way to other directories.
-fn is_credential(name: &str) -> bool {
+pub(super) fn is_credential(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     (1..=64).contains(&name.len()) && !name.starts_with('.') && name.chars().all(plain)
 }
@@ -318,6 +336,10 @@ pub fn lint(policy: &Policy) -> Vec<String> {
         let (users, jobs) = (policy.slots.len(), policy.ceilings.jobs);
         found
             .push(format!("slots.users has {users} users: so many jobs at once, not ceilings.jobs = {jobs}"));
+    }
+    if policy.slots.is_empty() {
+        let what = "no [slots] users: jobs run as the executor's own user, which is root under systemd";
+        found.push(format!("{what}; name one user for each job at once"));
     }
     for rule in &policy.rules {
         let matchers = rule.args.iter().chain(rule.rest.iter().map(|(m, _, _)| m)).chain(rule.env.values());

@@ -6,11 +6,14 @@
 mod compile;
 mod confine;
 mod decide;
+mod hooks;
 mod names;
+mod narrow;
 mod raw;
 
 pub use compile::{PolicyError, lint};
-pub use decide::{Allowed, Operand, Request, Signed, decide};
+pub use decide::{Allowed, Operand, Request, Signed, decide, own};
+pub use hooks::{Field, Hook, HookKind, Orchestrator};
 pub(crate) use names::is_launcher;
 
 use dunlin_wire::job::Denial;
@@ -23,6 +26,13 @@ pub const TIMEOUT_MS: u64 = 20_000;
 pub const ARGV_MAX: usize = 128;
 /// Bytes of one argument that any rule may take.
 pub const ARG_BYTES_MAX: usize = 4096;
+
+/// Longest run of a part of the gate, and of the reviewer, in milliseconds.
+pub const STAGE_MS_MAX: u64 = 90_000;
+/// How long a hook that says nothing waits for its answer, in milliseconds.
+pub const HOOK_TIMEOUT_MS: u64 = 120_000;
+/// Largest body of a hook's request, in bytes: what a job may have.
+pub const HOOK_BODY_MAX: usize = dunlin_wire::limits::JOB_BYTES_MAX;
 
 /// What nothing on this board may exceed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -206,6 +216,8 @@ pub struct Rule {
     pub timeout_ms: u64,
     /// Longest timeout a task may ask for, in milliseconds.
     pub timeout_ms_max: u64,
+    /// What any timeout is cut to, in milliseconds: an overlay's word, else no bound.
+    pub timeout_ms_cap: u64,
     /// Output kept per stream, in bytes.
     pub output: u64,
     /// What happens beyond it.
@@ -231,6 +243,10 @@ pub struct Policy {
     pub shell: bool,
     /// A user for each job at once, by name or number; empty: jobs run as the executor does.
     pub slots: Vec<String>,
+    /// What decides over orchestrator runs; without it there are none.
+    pub orchestrator: Option<Orchestrator>,
+    /// Receivers on this board.
+    pub hooks: Vec<Hook>,
 }
 
 impl Policy {

@@ -1,5 +1,6 @@
 //! The policy file as written. Fields that are not known are refused; what they mean is checked in [`super::compile`].
 
+use super::hooks::{RawHook, RawOrchestrator};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -20,6 +21,9 @@ pub(super) struct RawPolicy {
     pub root: BTreeMap<String, RawRoot>,
     #[serde(default)]
     pub rule: Vec<RawRule>,
+    pub orchestrator: Option<RawOrchestrator>,
+    #[serde(default)]
+    pub hook: Vec<RawHook>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -8,24 +8,46 @@ use dunlin_wire::job::{SpawnStep, layer};
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// A step that failed, and how.
 type Failure = (SpawnStep, io::Error);
 
-/// Starts the job; its pid, or the step that failed and the errno.
-pub(super) fn spawn(spec: &Spec) -> Result<i32, (SpawnStep, i32)> {
+/// Makes what the job will be in: its namespaces, which the calling process enters as its child is to be born there, and of
+/// them the mounts only as what is returned, as whoever is in there cannot write to a cgroup.
+pub(super) fn surround(plan: &Plan) -> Result<Option<OwnedFd>, (SpawnStep, i32)> {
+    let failed = |step| move |e: io::Error| (step, code(&e));
+    // SAFETY: these calls take numbers only. What is made on the way to the working directory must be passable.
+    let enter = |flags| unsafe {
+        libc::umask(0o022);
+        check(libc::unshare(flags))
+    };
+    if !plan.has(layer::MOUNTS) {
+        enter(namespaces(plan)).map_err(failed(SpawnStep::Namespaces))?;
+        return Ok(None);
+    }
+    let home = mounts::here().map_err(failed(SpawnStep::Namespaces))?;
+    enter(namespaces(plan)).map_err(failed(SpawnStep::Namespaces))?;
+    mounts::enter(&plan.view, CWD).map_err(failed(SpawnStep::Mounts))?;
+    let view = mounts::here().map_err(failed(SpawnStep::Mounts))?;
+    mounts::go_to(&home).map_err(failed(SpawnStep::Mounts))?;
+    Ok(Some(view))
+}
+
+/// Starts the job with that view; its pid, or the step that failed and the errno.
+pub(super) fn spawn(spec: &Spec, view: Option<&OwnedFd>) -> Result<i32, (SpawnStep, i32)> {
     let failed = |step| move |e: io::Error| (step, code(&e));
     let argv = c_strings(&spec.argv).map_err(failed(SpawnStep::Exec))?;
     let env = c_strings(&spec.env).map_err(failed(SpawnStep::Exec))?;
     let (errors, errors_write) = sys::pipe().map_err(failed(SpawnStep::Pipe))?;
     let guard = std::process::id() as i32;
     // SAFETY: this process has one thread, so the child may use everything it inherits.
-    let (pid, born) = unsafe { fork_into(spec.cgroup.as_ref(), &spec.plan) };
+    let (pid, born) = unsafe { fork_into(spec.cgroup.as_ref()) };
     match pid {
         -1 => Err((SpawnStep::Fork, code(&io::Error::last_os_error()))),
         0 => {
-            let Err((step, error)) = become_job(spec, born, &argv, &env, errors_write.as_raw_fd(), guard);
+            let Err((step, error)) =
+                become_job(spec, view, born, &argv, &env, errors_write.as_raw_fd(), guard);
             let _ = io::Write::write_all(
                 &mut std::fs::File::from(errors_write),
                 &[&[step as u8], code(&error).to_ne_bytes().as_slice()].concat(),
@@ -54,7 +76,7 @@ fn code(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(libc::EIO)
 }
 
-/// The namespaces of a plan, as flags of clone3(2) and unshare(2).
+/// The namespaces of a plan, as flags of unshare(2).
 fn namespaces(plan: &Plan) -> libc::c_int {
     let flags = [
         (layer::MOUNTS, libc::CLONE_NEWNS),
@@ -64,19 +86,19 @@ fn namespaces(plan: &Plan) -> libc::c_int {
     flags.iter().fold(0, |all, (bit, flag)| if plan.has(*bit) { all | flag } else { all })
 }
 
-/// fork(2), the child being born in its v2 cgroup and its namespaces where the kernel can do that (clone3(2), Linux 5.7):
+/// fork(2), the child being born in its v2 cgroup where the kernel can do that (clone3(2), Linux 5.7):
 /// moving a process to a cgroup takes the kernel some ten milliseconds. Whether it is there, beside the pid.
 ///
 /// # Safety
 /// As fork(2): one thread, or the child does nothing but system calls.
-unsafe fn fork_into(cgroup: Option<&Cgroup>, plan: &Plan) -> (i32, bool) {
+unsafe fn fork_into(cgroup: Option<&Cgroup>) -> (i32, bool) {
     const INTO_CGROUP: u64 = 0x2_0000_0000;
     let dir = cgroup.and_then(Cgroup::v2).and_then(|dir| std::fs::File::open(dir).ok());
     if let Some(dir) = dir {
         // `struct clone_args`: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
         // set_tid_size, cgroup.
         let mut args = [0u64; 11];
-        args[0] = INTO_CGROUP | namespaces(plan) as u64;
+        args[0] = INTO_CGROUP;
         args[4] = libc::SIGCHLD as u64;
         args[10] = dir.as_raw_fd() as u64;
         // SAFETY: `args` lives through the call; without a stack of its own the child goes on like a forked one.
@@ -101,6 +123,7 @@ fn at(step: SpawnStep) -> impl Fn(io::Error) -> Failure {
 /// Only comes back when a step failed.
 fn become_job(
     spec: &Spec,
+    view: Option<&OwnedFd>,
     born: bool,
     argv: &[CString],
     env: &[CString],
@@ -112,12 +135,8 @@ fn become_job(
     if let Some(cgroup) = &spec.cgroup {
         cgroup.join(born).map_err(at(SpawnStep::Cgroup))?;
     }
-    if !born && namespaces(plan) != 0 {
-        // SAFETY: takes a number only.
-        check(unsafe { libc::unshare(namespaces(plan)) }).map_err(at(SpawnStep::Namespaces))?;
-    }
-    if plan.has(layer::MOUNTS) {
-        mounts::enter(&plan.view, CWD).map_err(at(SpawnStep::Mounts))?;
+    if let Some(view) = view {
+        mounts::go_to(view).map_err(at(SpawnStep::Mounts))?;
     }
     // SAFETY: these calls take numbers only.
     unsafe {
@@ -148,19 +167,12 @@ fn begin_afresh() -> Result<(), Failure> {
     // SAFETY: every pointer is null or to a live local.
     unsafe {
         check(libc::setsid()).map_err(at(SpawnStep::Session))?;
-        // Rust ignores SIGPIPE, and the guard blocks everything; a job gets what a shell would give it.
-        // By the system call itself: libc keeps 32 and 33 from us. All zero is SIG_DFL without flags or mask, and the
-        // kernel's structure is not larger than this anywhere.
-        let default = [0u64; 8];
-        for signal in 1..=64 {
-            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u8>(), 8usize);
-        }
+        // The executor ignores nothing else, and the guard blocks everything; a job gets what a shell would give it.
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
         check(libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()))
             .map_err(at(SpawnStep::Signals))?;
-        // What is made on the way to the working directory must be passable; files of the job are its own (below).
-        libc::umask(0o022);
         // The guard hides itself; its child would not be able to write to its own files in /proc.
         libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
     }

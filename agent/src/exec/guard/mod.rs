@@ -17,7 +17,7 @@ use crate::clock::{self, BootMs};
 use crate::exec::message::EndCause;
 use dunlin_wire::job::{Interruption, SpawnStep};
 use serde::{Deserialize, Serialize};
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 /// The control socket's descriptor in the guard.
 pub(super) const CONTROL: RawFd = 3;
@@ -34,9 +34,7 @@ pub(super) const LOCK: RawFd = 8;
 /// What the program interprets, where its rule says so.
 pub(super) const SCRIPT: RawFd = 9;
 
-/// Largest specification, in bytes: argv and env of a job are bounded below this.
-const SPEC_MAX: usize = 192 * 1024;
-/// Largest of all the other messages, in bytes. A buffer is cleared for each, and copied after a fork.
+/// Largest message to or from a guard, in bytes.
 pub(super) const WORD_MAX: usize = 256;
 /// How long SIGKILL may take until the job counts as stuck, in milliseconds.
 const KILL_MS: u64 = 2_000;
@@ -46,16 +44,16 @@ const AGAIN_MS: u64 = 10;
 /// To the guard.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ToGuard {
-    /// First: what to run.
-    Spec(Box<Spec>),
+    /// First: the cgroups are there. The lease goes on until then.
+    Start(BootMs),
     /// The lease goes on until then.
     Extend(BootMs),
     /// End the job.
     End(Cause),
 }
 
-/// What to run.
-#[derive(Debug, Serialize, Deserialize)]
+/// What to run. The guard has it from the process it was forked from.
+#[derive(Debug)]
 pub(super) struct Spec {
     pub argv: Vec<String>,
     pub env: Vec<String>,
@@ -65,7 +63,6 @@ pub(super) struct Spec {
     pub interprets: bool,
     pub timeout_ms: u64,
     pub grace_ms: u64,
-    pub lease_until: BootMs,
     pub file_size: Option<u64>,
     pub nofile: Option<u64>,
     pub cgroup: Option<Cgroup>,
@@ -118,7 +115,10 @@ struct Guard {
     ladder: Ladder,
     signals: RawFd,
     timer: RawFd,
+    // Held to the end: taking a job's mounts apart takes the kernel a while, for which nobody is to wait.
+    _view: Option<OwnedFd>,
     began: BootMs,
+    lease_until: BootMs,
     cause: Option<Cause>,
     kill_at: Option<BootMs>,
     killing_since: Option<BootMs>,
@@ -131,9 +131,7 @@ struct Guard {
 }
 
 impl Guard {
-    fn begin() -> std::io::Result<Option<Self>> {
-        let first = sys::receive(CONTROL, SPEC_MAX, 0)?;
-        let Ok(ToGuard::Spec(spec)) = postcard::from_bytes(&first) else { return Ok(None) };
+    fn begin(spec: Spec) -> std::io::Result<Option<Self>> {
         // SAFETY: none of these calls takes memory from us beyond live locals; this process has one thread.
         let (signals, timer, me) = unsafe {
             sys::become_subreaper()?;
@@ -150,8 +148,13 @@ impl Guard {
             let timer = sys::check(libc::timerfd_create(libc::CLOCK_BOOTTIME, kind))?;
             (signals, timer, libc::getpid())
         };
-        let lead = match child::spawn(&spec) {
-            Ok(lead) => lead,
+        let view = child::surround(&spec.plan);
+        // Whoever will not start it closes the socket.
+        let first = sys::receive(CONTROL, WORD_MAX, 0)?;
+        let Ok(ToGuard::Start(lease_until)) = postcard::from_bytes(&first) else { return Ok(None) };
+        let spawned = view.and_then(|view| child::spawn(&spec, view.as_ref()).map(|lead| (lead, view)));
+        let (lead, view) = match spawned {
+            Ok(spawned) => spawned,
             Err((step, errno)) => {
                 say(&FromGuard::SpawnFailed { step, errno });
                 if let Some(cgroup) = &spec.cgroup {
@@ -172,10 +175,12 @@ impl Guard {
             lead,
             me,
             ladder: Ladder { cgroup: spec.cgroup.clone(), user },
-            spec: *spec,
+            spec,
             signals,
             timer,
+            _view: view,
             began,
+            lease_until,
             cause: None,
             kill_at: None,
             killing_since: None,
@@ -242,14 +247,14 @@ impl Guard {
     /// Deadlines, and the next rung of the ladder.
     fn act(&mut self, now: BootMs) {
         if self.cause.is_none() && !self.lead_gone {
-            if now >= self.spec.lease_until {
+            if now >= self.lease_until {
                 self.ask(Cause::Asked(EndCause::Interrupted(Interruption::LeaseLost)), now);
             } else if now >= self.began + self.spec.timeout_ms {
                 self.ask(Cause::Timeout, now);
             }
         }
         // The lease holds for whatever is left, too, and also during somebody's grace.
-        let over = self.lead_gone || self.agent_gone || now >= self.spec.lease_until;
+        let over = self.lead_gone || self.agent_gone || now >= self.lease_until;
         if over || self.kill_at.is_some_and(|at| at <= now) {
             self.end.killed |= !self.lead_gone;
             let since = *self.killing_since.get_or_insert(now);
@@ -284,7 +289,7 @@ impl Guard {
             return clock::boot_ms().max(since) + pause;
         }
         let end = if self.cause.is_none() { self.began + self.spec.timeout_ms } else { BootMs::MAX };
-        end.min(self.spec.lease_until).min(self.kill_at.unwrap_or(BootMs::MAX))
+        end.min(self.lease_until).min(self.kill_at.unwrap_or(BootMs::MAX))
     }
 
     fn arm(&self, at: BootMs) {
@@ -303,9 +308,9 @@ impl Guard {
                     return;
                 }
                 Ok(bytes) => match postcard::from_bytes(&bytes) {
-                    Ok(ToGuard::Extend(until)) => self.spec.lease_until = self.spec.lease_until.max(until),
+                    Ok(ToGuard::Extend(until)) => self.lease_until = self.lease_until.max(until),
                     Ok(ToGuard::End(cause)) => self.ask(cause, clock::boot_ms()),
-                    Ok(ToGuard::Spec(_)) | Err(_) => {}
+                    Ok(ToGuard::Start(_)) | Err(_) => {}
                 },
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(_) => {

@@ -14,7 +14,6 @@ pub(super) mod users;
 use super::cgroup::Limits;
 use crate::core::policy::{Confinement, Strictness, User};
 use dunlin_wire::job::{Denial, layer};
-use serde::{Deserialize, Serialize};
 use users::Identity;
 
 /// What every board should have. Landlock is an extra, as few kernels of boards have it.
@@ -27,7 +26,7 @@ const BASE: u32 = layer::NO_NEW_PRIVS
     | layer::CAPABILITIES;
 
 /// What a job will be shut in with.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Bits of [`layer`]: all of these are applied, or nothing is run.
     pub layers: u32,

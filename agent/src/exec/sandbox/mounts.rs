@@ -1,18 +1,17 @@
 //! What a job sees of the file system: everything read-only but its scratch directory and what its rule lets it write, a
 //! /tmp and a /dev of its own, and nothing of the agent's own files. See mount_namespaces(7).
 //!
-//! Runs in a forked child of a process with one thread, in a mount namespace of its own, by mount(2) alone where it can:
+//! Made by the guard, which has one thread, in a mount namespace that it leaves again, by mount(2) alone where it can:
 //! the boards' kernels begin at 4.9.
 
 use crate::exec::sys::{self, check};
-use serde::{Deserialize, Serialize};
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 /// What is different from the board's own view.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in crate::exec) struct View {
     /// Writable directories: a root and the way down from it.
     pub write: Vec<(String, String)>,
@@ -148,11 +147,26 @@ fn enter_cwd(path: &str, cwd: RawFd) -> io::Result<()> {
     check(unsafe { libc::dup3(inside.as_raw_fd(), cwd, libc::O_CLOEXEC) }).map(drop)
 }
 
-/// Tries in the calling process, which is to end, whether a view can be made here at all.
+/// Tries in the calling process, which is to end, whether a view can be made here at all, and left again.
 pub(in crate::exec) fn try_out() -> io::Result<()> {
+    let home = here()?;
+    // SAFETY: takes a number only.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
     mount(None, "/", None, libc::MS_REC | libc::MS_PRIVATE, None)?;
     read_only()?;
-    tmpfs("/tmp", DATA, TMP_OPTIONS)
+    tmpfs("/tmp", DATA, TMP_OPTIONS)?;
+    go_to(&home)
+}
+
+/// The calling process's mount namespace.
+pub(in crate::exec) fn here() -> io::Result<OwnedFd> {
+    sys::open_path("/proc/self/ns/mnt", libc::O_RDONLY)
+}
+
+/// Changes it. The calling process is at its root then.
+pub(in crate::exec) fn go_to(namespace: &OwnedFd) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS) }).map(drop)
 }
 
 /// Makes every mount read-only, and set-id files without effect: at once since Linux 5.12, else one by one.

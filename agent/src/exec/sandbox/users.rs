@@ -1,11 +1,10 @@
 //! Users and groups by name or number, from /etc/passwd and /etc/group: the static agent has no other directories, and a
 //! board's slots must not depend on any.
 
-use serde::{Deserialize, Serialize};
 use std::fs;
 
 /// Whom a process becomes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::exec) struct Identity {
     pub uid: u32,
     pub gid: u32,

@@ -1,0 +1,284 @@
+//! What is asked for, of each kind, against the policy; and what is opened for it.
+
+use super::prepare::{self, Opened};
+use super::sandbox::{self, Plan};
+use super::{FREE_BYTES_MIN, Machine, Work, secret, sys};
+use crate::core::orchestrate::{Role, Sequence};
+use crate::core::policy::{self, Confinement, Hook, HookKind, Policy, Request, Signed, Strictness, User};
+use crate::core::trust::Verified;
+use dunlin_wire::job::{Denial, Job as Asked, Shell, Wake};
+use dunlin_wire::{Tag, envelope};
+use serde_json::json;
+
+/// What was prepared and not started.
+pub(super) struct Prepared {
+    pub(super) work: Work,
+    pub(super) shell: Shell,
+    pub(super) opened: Opened,
+    pub(super) rule: String,
+    pub(super) timeout_ms: u64,
+    pub(super) grace_ms: u64,
+    pub(super) output: u64,
+    pub(super) kill_on_overflow: bool,
+    pub(super) file_size: Option<u64>,
+    pub(super) nofile: Option<u64>,
+    pub(super) slot: usize,
+    pub(super) plan: Plan,
+    pub(super) secrets: Vec<(String, String)>,
+    /// What it is the first part of.
+    pub(super) sequence: Option<Sequence>,
+    /// The hook that it calls.
+    pub(super) hook: Option<String>,
+}
+
+/// A denial, and the rule that it comes from.
+pub(super) type Denied = (Denial, Option<String>);
+
+/// Output of a hook's request that is kept, per stream, in bytes.
+const HOOK_OUTPUT: u64 = 64 * 1024;
+/// A hook whose token was refused so often in a row is not called again before the policy was read anew.
+const TOKENS_DENIED_MAX: u32 = 3;
+/// By this the process that calls a hook finds its token.
+pub(crate) const HOOK_TOKEN: &str = "DUNLIN_HOOK_TOKEN";
+
+/// Jobs at once: each has a user of its own where the policy names any.
+pub(super) fn capacity(policy: &Policy) -> usize {
+    let jobs = policy.ceilings.jobs as usize;
+    if policy.slots.is_empty() { jobs } else { jobs.min(policy.slots.len()) }
+}
+
+/// What the policy offers beside rules, for the scheduler: `kind:orchestrator-run`, `hook:NAME`.
+pub(super) fn kinds(policy: &Policy) -> Vec<Tag> {
+    let orchestrator = policy.orchestrator.iter().map(|_| "kind:orchestrator-run".to_owned());
+    let hooks = policy.hooks.iter().map(|hook| format!("hook:{}", hook.name));
+    orchestrator.chain(hooks).filter_map(|text| text.parse().ok()).collect()
+}
+
+impl Machine {
+    pub(super) fn prepare(&mut self, work: Work) -> Result<Prepared, Denied> {
+        let most = self.policy.as_ref().map_or(0, capacity);
+        let free = self.slots.find(most);
+        let policy = self.policy.as_ref().ok_or((Denial::PolicyInvalid, None))?;
+        if self.stopping {
+            return Err((Denial::Draining, None));
+        }
+        let known = self.jobs.contains_key(&work.fence) || self.runs.contains_key(&work.fence);
+        if known || self.prepared.contains_key(&work.fence) || work.job.check_shape().is_err() {
+            return Err((Denial::Malformed, None));
+        }
+        let verified = self.verifier.verify(&work).map_err(|(denial, _)| (denial, None))?;
+        let slot = |rule: &str| free.ok_or_else(|| (Denial::Busy, Some(rule.to_owned())));
+        let prepared = match work.job.clone() {
+            Asked::OrchestratorRun(run) => {
+                let own = policy.orchestrator.as_ref().ok_or((Denial::CapabilityMissing, None))?;
+                let sequence = Sequence::new(&own.gate, &run.steps, &own.reviewer);
+                self.check_run(policy, &sequence, work.timeout_ms)?;
+                let part = sequence.next().cloned().ok_or((Denial::Malformed, None))?;
+                let slot = slot("orchestrator")?;
+                let first = self.part(work, part.role, part.shell, None, slot)?;
+                Prepared { sequence: Some(sequence), ..first }
+            }
+            Asked::HookDispatch(asked) => {
+                let slot = slot(&asked.hook)?;
+                self.hook(policy, work, HookKind::Agent, &asked.hook, &asked.payload, slot)?
+            }
+            Asked::Wake(Wake { hook, text }) => {
+                let slot = slot(&hook)?;
+                self.hook(policy, work, HookKind::Wake, &hook, &json!({"text": text}).to_string(), slot)?
+            }
+            Asked::Shell(_) | Asked::Signed(_) => {
+                let (shell, timeout_ms) = one(&work, verified.as_ref()).ok_or((Denial::Malformed, None))?;
+                let request = Request {
+                    argv: &shell.argv,
+                    cwd: shell.cwd.as_deref(),
+                    env: &shell.env,
+                    timeout_ms,
+                    signed: verified.as_ref().map(|job| Signed {
+                        scope: &job.cert.scope,
+                        rules: &job.payload.rules,
+                        user: job.payload.user.as_deref(),
+                    }),
+                };
+                let allowed = policy::decide(policy, request).map_err(|denial| (denial, None))?;
+                let slot = slot(&allowed.rule.id)?;
+                self.open(policy, work, shell.clone(), &allowed, slot)?
+            }
+        };
+        let reserved: u64 = self.jobs.values().map(super::Job::output_max).sum();
+        let waiting: u64 = self.prepared.values().map(|prepared| prepared.output * 2).sum();
+        let needed = FREE_BYTES_MIN + reserved + waiting + prepared.output * 2;
+        if sys::free_bytes(&self.config.data).is_ok_and(|free| free < needed) {
+            return Err((Denial::DiskFull, Some(prepared.rule)));
+        }
+        self.slots.take(prepared.slot);
+        Ok(prepared)
+    }
+
+    /// Every part must be allowed before the first is started.
+    fn check_run(&self, policy: &Policy, run: &Sequence, timeout_ms: Option<u64>) -> Result<(), Denied> {
+        if timeout_ms.is_some_and(|ms| ms == 0 || ms > policy.ceilings.timeout_ms) {
+            return Err((Denial::TimeoutOverCeiling, None));
+        }
+        for part in run.parts() {
+            let allowed = allow(policy, part.role, &part.shell).map_err(|denial| (denial, None))?;
+            prepare::open(&allowed).map_err(|denial| (denial, Some(allowed.rule.id.clone())))?;
+        }
+        Ok(())
+    }
+
+    /// Opens one part of a run; it may take `left_ms` at most.
+    pub(super) fn part(
+        &self,
+        work: Work,
+        role: Role,
+        shell: Shell,
+        left_ms: Option<u64>,
+        slot: usize,
+    ) -> Result<Prepared, Denied> {
+        let policy = self.policy.as_ref().ok_or((Denial::PolicyInvalid, None))?;
+        let mut allowed = allow(policy, role, &shell).map_err(|denial| (denial, None))?;
+        if role != Role::Step {
+            allowed.timeout_ms = allowed.timeout_ms.min(policy::STAGE_MS_MAX);
+        }
+        allowed.timeout_ms = left_ms.map_or(allowed.timeout_ms, |left| left.min(allowed.timeout_ms));
+        self.open(policy, work, shell, &allowed, slot)
+    }
+
+    fn open(
+        &self,
+        policy: &Policy,
+        work: Work,
+        shell: Shell,
+        allowed: &policy::Allowed<'_>,
+        slot: usize,
+    ) -> Result<Prepared, Denied> {
+        let rule = allowed.rule;
+        let denied = |denial| (denial, Some(rule.id.clone()));
+        let user = policy.slots.get(slot).map(String::as_str);
+        Ok(Prepared {
+            opened: prepare::open(allowed).map_err(denied)?,
+            plan: sandbox::plan(&rule.confinement, self.kernel.layers, user).map_err(denied)?,
+            secrets: secret::all(&rule.secret_env).map_err(denied)?,
+            rule: rule.id.clone(),
+            timeout_ms: allowed.timeout_ms,
+            grace_ms: policy.ceilings.grace_ms,
+            output: rule.output,
+            kill_on_overflow: rule.on_output_limit == policy::OnOutputLimit::Kill,
+            file_size: rule.file_size,
+            nofile: rule.nofile,
+            slot,
+            shell,
+            work,
+            sequence: None,
+            hook: None,
+        })
+    }
+
+    /// A hook's request is made by a process of our own program, under a guard and in the sandbox like any job: so the
+    /// executor needs no network, and never waits.
+    fn hook(
+        &self,
+        policy: &Policy,
+        work: Work,
+        kind: HookKind,
+        name: &str,
+        payload: &str,
+        slot: usize,
+    ) -> Result<Prepared, Denied> {
+        let found = policy.hooks.iter().find(|hook| hook.name == name && hook.kind == kind);
+        let hook = found.ok_or((Denial::HookUnknown, None))?;
+        let rule = format!("hook:{name}");
+        let denied = |denial| (denial, Some(rule.clone()));
+        if policy.signing == policy::Signing::Always {
+            return Err(denied(Denial::SignatureMissing));
+        }
+        let body = hook.body(payload).map_err(denied)?;
+        if self.denied_tokens.get(name).is_some_and(|times| *times >= TOKENS_DENIED_MAX) {
+            return Err(denied(Denial::HookPaused));
+        }
+        let timeout_ms = work.timeout_ms.unwrap_or(hook.timeout_ms);
+        if timeout_ms == 0 || timeout_ms > hook.timeout_ms {
+            return Err(denied(Denial::TimeoutOverCeiling));
+        }
+        let token = secret::read(&hook.token).map_err(denied)?;
+        let user = policy.slots.get(slot).map(String::as_str);
+        let plan = sandbox::plan(&caller(), self.kernel.layers, user).map_err(denied)?;
+        let order = order(hook, &body, work.task.as_str(), timeout_ms).to_string();
+        let missing = |_| denied(Denial::CapabilityMissing);
+        let opened = Opened {
+            program: sys::open_path("/proc/self/exe", libc::O_RDONLY).map_err(missing)?,
+            script: false,
+            interpreted: Some(sys::memory_file(order.as_bytes()).map_err(missing)?),
+            cwd: None,
+        };
+        Ok(Prepared {
+            shell: Shell { argv: vec!["dunlin-agent".into(), "hook".into()], cwd: None, env: vec![] },
+            opened,
+            timeout_ms,
+            grace_ms: 0,
+            output: HOOK_OUTPUT,
+            kill_on_overflow: false,
+            file_size: None,
+            nofile: None,
+            slot,
+            plan,
+            secrets: vec![(HOOK_TOKEN.to_owned(), token)],
+            sequence: None,
+            hook: Some(name.to_owned()),
+            rule,
+            work,
+        })
+    }
+}
+
+/// What the process that calls a hook is told, on descriptor 5.
+fn order(hook: &Hook, body: &str, task: &str, timeout_ms: u64) -> serde_json::Value {
+    json!({
+        "host": hook.host,
+        "port": hook.port,
+        "path": hook.path,
+        "body": body,
+        "wake": hook.kind == HookKind::Wake,
+        "key": task,
+        "timeoutMs": timeout_ms,
+    })
+}
+
+/// How it is shut in: it needs the board's own network, and nothing else.
+fn caller() -> Confinement {
+    Confinement {
+        strictness: Strictness::Asked,
+        user: User::Unsaid,
+        groups: vec![],
+        network: true,
+        write: vec![],
+        roots: vec![],
+        devices: vec![],
+        memory: None,
+        pids: None,
+        cpu: None,
+    }
+}
+
+/// What allows a part of a run: of the gate and the reviewer the board's own word, of a step what allows any job.
+fn allow<'a>(policy: &'a Policy, role: Role, shell: &Shell) -> Result<policy::Allowed<'a>, Denial> {
+    match role {
+        Role::Gate | Role::Reviewer => policy::own(policy, &shell.argv),
+        Role::Step => {
+            let (argv, cwd, env) = (&shell.argv, shell.cwd.as_deref(), &shell.env);
+            policy::decide(policy, Request { argv, cwd, env, timeout_ms: None, signed: None })
+        }
+    }
+}
+
+/// What is to run, and for how long at most: of a signed job what was signed, whatever else the hub said.
+fn one(work: &Work, signed: Option<&Verified>) -> Option<(Shell, Option<u64>)> {
+    match (&work.job, signed) {
+        (Asked::Shell(shell), None) => Some((shell.clone(), work.timeout_ms)),
+        (Asked::Signed(_), Some(job)) => {
+            let envelope::Work::Shell(shell) = &job.payload.work;
+            Some((shell.clone(), job.payload.timeout_ms))
+        }
+        _ => None,
+    }
+}

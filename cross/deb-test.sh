@@ -11,12 +11,21 @@ die() { echo "cross/deb-test.sh: $*" >&2; exit 1; }
 arch=$(dpkg --print-architecture)
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 root=${1:-}
-if [ -z "$root" ]; then
-    root=$(mktemp -d)
-    trap 'rm -rf "$root"' EXIT
-fi
+keep=yes
+[ -n "$root" ] || { root=$(mktemp -d); keep=no; }
+cleanup() {
+    umount "$root/proc" 2>/dev/null || true
+    [ $keep = yes ] || rm -rf "$root"
+}
+trap cleanup EXIT
 [ -x "$root/usr/bin/dpkg" ] || debootstrap --variant=minbase --include=systemd bookworm "$root" >/dev/null
+# The programs look for themselves in /proc.
+mount -t proc proc "$root/proc"
 inside() { chroot "$root" "$@"; }
+# What an earlier test left there.
+inside dpkg --purge dunlin-agent dunlin-hub >/dev/null 2>&1 || true
+rm -rf "$root"/etc/dunlin "$root"/var/lib/dunlin* "$root"/usr/local/bin/dunlin* "$root"/etc/sysusers.d/dunlin*
+find "$root/etc/systemd/system" -name 'dunlin*' -delete
 cp target/dist/dunlin-{agent,hub}_"${version}_$arch".deb "$root/"
 
 inside dpkg -i "/dunlin-agent_${version}_$arch.deb" "/dunlin-hub_${version}_$arch.deb"

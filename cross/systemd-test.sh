@@ -16,7 +16,7 @@ keep=yes
 [ -x "$root/usr/bin/dpkg" ] || debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus bookworm "$root" >/dev/null
 root=$(realpath "$root")
 rm -rf "$root"/etc/systemd/system/dunlin* "$root"/etc/dunlin "$root"/var/lib/dunlin* "$root"/usr/local/bin/dunlin*
-find "$root/etc/systemd/system" -name 'dunlin*' -delete
+find "$root"/etc/systemd/system "$root"/usr/lib/systemd/system "$root"/usr/lib/sysusers.d "$root"/etc/sysusers.d -name 'dunlin*' -delete
 install "$bin/dunlin-agent" "$bin/dunlin-hub" "$bin/dunlin" "$root/root/"
 
 SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 systemd-nspawn -q -D "$root" --boot --register=no --keep-unit --console=read-only \
@@ -76,5 +76,5 @@ inside 'for n in $(seq 100); do [ "$(./dunlin-agent status --json | grep -c "\"c
     ./dunlin-agent doctor >d || true; ! grep ^red d; ./dunlin-hub doctor >d || true; ! grep ^red d' || die "a doctor is red"
 inside './dunlin node invite egret >t; ./dunlin-agent up --rejoin - <t' >/dev/null || die "rejoin"
 inside './dunlin-agent install-service --uninstall; ./dunlin-hub install-service --uninstall' >/dev/null
-inside '! find /etc /usr/lib/systemd -name "dunlin-*" | grep .; [ -e /etc/dunlin/policy.toml ]' || die "left behind, or taken too much"
+inside '[ -z "$(find /etc /usr/lib/systemd -name "dunlin-*")" ]; [ -e /etc/dunlin/policy.toml ]' || die "left behind, or taken too much"
 echo "installed, killed, restarted, rejoined and taken away: all as it should be"

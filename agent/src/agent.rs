@@ -318,7 +318,7 @@ impl Agent {
                 "current": connected && state.hub == uplink.addr,
             })
         });
-        let status = json!({
+        let mut status = json!({
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
             "connected": connected,
@@ -328,7 +328,6 @@ impl Agent {
             "uplinks": uplinks.collect::<Vec<_>>(),
             "lastError": state.last,
             "failures": state.failures,
-            "heartbeatMs": self.core.heartbeat_ms(),
             "budget": self.spending.status().map(|(thrift, spent, limit)| {
                 json!({ "state": thrift.as_str(), "spentBytes": spent, "monthlyBytes": limit })
             }),
@@ -339,7 +338,10 @@ impl Agent {
         let text = format!("{status:#}\n");
         // Written on a change only: the board's flash wears.
         if text != self.status {
-            if let Err(error) = self.files.write_lossy("status.json", text.as_bytes()) {
+            // Not a reason to write: it grows for some minutes, and what was seen to hold goes on holding.
+            status["heartbeatMs"] = json!(self.core.heartbeat_ms());
+            let shown = format!("{status:#}\n");
+            if let Err(error) = self.files.write_lossy("status.json", shown.as_bytes()) {
                 tracing::debug!(%error, "the status file was not written");
             }
             self.status = text;

@@ -282,7 +282,7 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         let loaded = store.load().unwrap();
         let [record] = loaded.attempts.values().collect::<Vec<_>>()[..] else { panic!("{loaded:?}") };
-        assert_eq!((record.fence, record.task.as_str()), (Fence(3), "t-4mzxspjtgcqnnce1"));
+        assert_eq!((record.fence, record.task.as_str()), (Fence(3), "t-zcefv4zktt668wq0"));
         assert_eq!(record.report.as_ref().map(|r| r.outcome.clone()), Some(Outcome::Ok));
         assert_eq!(store.kept(Fence(3), Stream::Stdout, 0, 100).unwrap(), b"kept\n");
         let put = |table: &Table, key: &[u8], value: &[u8]| {

@@ -18,7 +18,7 @@ impl View<'_> {
     pub fn events_after(&self, id: u64, limit: usize) -> Result<Vec<(u64, EventRecord)>, StoreError> {
         let first = id.to_be_bytes();
         let range = (Bound::Excluded(first.as_slice()), Bound::Unbounded);
-        let rows = self.table(Table::Events).range(self.txn, &range)?.take(limit);
+        let rows = self.table(Table::Events).range(self.txn()?, &range)?.take(limit);
         rows.map(|row| {
             let (key, value) = row?;
             Ok((number(Table::Events, key, 0)?, super::schema::decode(Table::Events, value)?))
@@ -40,7 +40,7 @@ impl View<'_> {
     ) -> Result<Vec<(u64, AuditRecord)>, StoreError> {
         let last = before.to_be_bytes();
         let range = (Bound::Unbounded, Bound::Excluded(last.as_slice()));
-        let rows = self.table(Table::Audit).rev_range(self.txn, &range)?;
+        let rows = self.table(Table::Audit).rev_range(self.txn()?, &range)?;
         let rows = rows.map(|row| {
             let (key, value) = row?;
             Ok((number(Table::Audit, key, 0)?, super::schema::decode(Table::Audit, value)?))
@@ -49,7 +49,7 @@ impl View<'_> {
     }
 
     fn newest(&self, table: Table) -> Result<u64, StoreError> {
-        self.table(table).last(self.txn)?.map_or(Ok(0), |(key, _)| number(table, key, 0))
+        self.table(table).last(self.txn()?)?.map_or(Ok(0), |(key, _)| number(table, key, 0))
     }
 }
 

@@ -25,7 +25,7 @@ while getopts k:w:6ih opt; do
         *) exit 64 ;;
     esac
 done
-if [ $install = yes ]; then
+if [ $install = yes ] && ! command -v qemu-system-aarch64 >/dev/null; then
     dpkg --add-architecture arm64
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends qemu-system-arm ipxe-qemu- cpio kmod e2fsprogs xz-utils

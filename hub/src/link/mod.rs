@@ -34,7 +34,7 @@ const IDLE: Duration = Duration::from_secs(900);
 /// Upload streams that a connection begins with and that it may have, at once. QUIC keeps a row for each that is allowed, so
 /// more are allowed only to an agent that uses them. An agent that resumes remembers the first, so it may not shrink under a
 /// session (RFC 9000 section 7.4.1): sessions of another number are forgotten.
-pub const UPLOADS: u32 = 4;
+pub const UPLOADS: u32 = 16;
 const UPLOADS_MAX: u32 = 128;
 /// Packets that an agent may leave unacknowledged for QUIC's usual delay.
 const ACK_EVERY: u32 = 4;

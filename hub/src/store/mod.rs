@@ -342,6 +342,19 @@ mod tests {
     use crate::core::task::State;
 
     #[test]
+    fn a_write_that_looks_at_nothing_begins_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
+        // A second one that had begun would wait for the first for ever.
+        let idle = store.write();
+        let mut write = store.write();
+        write.put_meta("said", &1u32).unwrap();
+        assert!(write.commit().unwrap());
+        assert_eq!(idle.view().meta::<u32>("said").unwrap(), Some(1), "it begins when it is looked into");
+        assert!(!idle.commit().unwrap());
+    }
+
+    #[test]
     fn a_store_of_the_first_format_opens_and_a_newer_one_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         // As a hub of 2026-11-21 left it, killed: a node, and four tasks, one of which ran.

@@ -21,6 +21,8 @@ const AGENT_KB_MAX: (u64, u64) = (3_500, 1_000);
 const HUB_KB_MAX: (u64, u64) = (12_000, 41);
 /// Until what was just started has come to rest.
 const SETTLE: Duration = Duration::from_secs(20);
+/// The hub forgets what is old a minute after its last commit; then it is idle.
+const PRUNED: Duration = Duration::from_secs(60);
 /// Tasks that are run to see what one costs.
 const TASKS: u64 = 50;
 /// Daemons to compare with: an idle one of each, as Debian ships it, on loopback; PORT is a free one.
@@ -135,6 +137,7 @@ pub fn run(options: &Options) -> Result<()> {
     both.line("agent, both");
     one.line("hub, 1 agent");
     peers(rig.dir.path())?;
+    std::thread::sleep(PRUNED);
     let written = rig.written(options.seconds)?;
     println!(
         "\nbytes written in {} idle s: executor {}, uplink {}, hub {}",
@@ -169,7 +172,8 @@ impl Rig {
         fs::write(
             at.join("hub.toml"),
             format!(
-                "data = {:?}\nquic = \"127.0.0.1:{quic}\"\nhttp = \"127.0.0.1:{http}\"\n",
+                "data = {:?}\nquic = \"127.0.0.1:{quic}\"\nhttp = \"127.0.0.1:{http}\"\n\
+                 [api]\nrate_per_s = 10000\nburst = 10000\n",
                 at.join("hub")
             ),
         )?;

@@ -90,6 +90,8 @@ fn inventory() -> Inventory {
         Slot::Wear { name: name("d") },
         Slot::FurtherGpu { name: name("1") },
         Slot::GpuMemoryFree { name: name("1"), total_mib: 300 },
+        Slot::NetworkReceived { name: name("e") },
+        Slot::NetworkSent { name: name("e") },
     ];
     Inventory {
         number: 1,

@@ -5,6 +5,7 @@ use crate::core::history::Row;
 use crate::core::node::{Node, NodeSpec};
 use crate::core::task::{State, Task, TaskSpec};
 use crate::core::telemetry::Raised;
+use dunlin_wire::job::Denial;
 use dunlin_wire::message::{Numbered, ToAgent, Upload};
 use dunlin_wire::overlay::Overlay;
 use dunlin_wire::telemetry::{Alarm, Figure, Inventory, Sample};
@@ -252,6 +253,9 @@ pub enum ApiRefusal {
     /// A node of that name is enrolled.
     #[error("node `{0}` is enrolled already; revoke it first, or choose another name")]
     NodeExists(NodeName),
+    /// No board would take what is declared of an actuation, or nothing is.
+    #[error("no board takes this actuation: {}", denied(*.0))]
+    Actuation(Denial),
     /// Too many tasks wait.
     #[error("the queue holds {0} tasks, its limit; cancel some or wait")]
     QueueFull(u64),
@@ -274,6 +278,19 @@ pub enum ApiRefusal {
     StoreFailed,
 }
 
+/// What to do about an actuation that nobody takes.
+fn denied(denial: Denial) -> &'static str {
+    match denial {
+        Denial::LlmOnlyActuation => "a language model's word alone moves nothing; name other evidence",
+        Denial::ActuationTier => {
+            "the tier is more than the evidence bears: T2 wants it verified, T3 by a human"
+        }
+        _ => {
+            "what requires `actuator:...` must be of kind `actuation`, and declare target, tier and evidence"
+        }
+    }
+}
+
 impl ApiRefusal {
     /// The stable code.
     pub fn code(&self) -> &'static str {
@@ -285,6 +302,7 @@ impl ApiRefusal {
             ApiRefusal::NodeExists(_) => "node_exists",
             ApiRefusal::NoKeySet => "invalid_key_set",
             ApiRefusal::OldKeySet { .. } => "old_key_set",
+            ApiRefusal::Actuation(denial) => denial.as_str(),
             ApiRefusal::QueueFull(_) => "queue_full",
             ApiRefusal::StorageFull => "storage_full",
             ApiRefusal::StoreFailed => "store_failed",

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
+use dunlin_wire::actuation::{Declared, Source, Tier};
 use dunlin_wire::datagram::{FromAgent, FromHub};
 use dunlin_wire::envelope::{self, Audience, Envelope, Payload};
 use dunlin_wire::job::*;
@@ -275,6 +276,21 @@ fn kinds() {
     let hook = HookDispatch { hook: "h".into(), payload: "{}".into() };
     check("HookDispatch", &Job::HookDispatch(hook), "030168027b7d");
     check("Wake", &Job::Wake(Wake { hook: "h".into(), text: "t".into() }), "0401680174");
+    let declared = Declared {
+        target: "actuator:p".parse().unwrap(),
+        tier: Tier::T3,
+        evidence: vec![Source::Llm, Source::Sensor],
+        verified_by: vec![Source::Human],
+    };
+    let shell = Shell { argv: vec!["/x".into()], cwd: None, env: vec![] };
+    let actuation = Actuation { shell, declared };
+    check(
+        "Actuation",
+        &Job::Actuation(actuation.clone()),
+        "0501022f7800000a6163747561746f723a70030200010102",
+    );
+    let work = envelope::Work::try_from(Job::Actuation(actuation)).unwrap();
+    check("Work::Actuation", &work, "0101022f7800000a6163747561746f723a70030200010102");
 }
 
 #[test]

@@ -131,7 +131,7 @@ pub(super) struct SubmitArgs {
     pub job: JobArgs,
     #[command(flatten)]
     pub sign: SignArgs,
-    /// shell, orchestrator-run, hook-dispatch or wake.
+    /// shell, orchestrator-run, hook-dispatch or wake; actuation is what --actuate makes.
     #[arg(long, default_value = "shell")]
     pub kind: String,
     /// The job as a JSON file instead of what follows `--`; `-` is stdin.
@@ -185,6 +185,8 @@ pub(super) struct JobArgs {
     /// What happens when the board loses power.
     #[arg(long, value_parser = ["atLeastOnce", "atMostOnce"])]
     pub delivery: Option<String>,
+    #[command(flatten)]
+    pub actuate: ActuateArgs,
     /// Program (absolute path) and arguments.
     #[arg(last = true)]
     pub argv: Vec<String>,
@@ -199,6 +201,23 @@ impl JobArgs {
         };
         self.env.iter().map(pair).collect()
     }
+}
+
+/// What is declared of a job that moves something.
+#[derive(Args)]
+pub(super) struct ActuateArgs {
+    /// The job moves this: actuator:pump:P1. The board's policy decides whether that may be.
+    #[arg(long, value_name = "TARGET", requires_all = ["tier", "evidence", "argv"])]
+    pub actuate: Option<String>,
+    /// How good the evidence is: T0 (a conclusion), T1 (an observation), T2 (verified), T3 (verified by a human for this).
+    #[arg(long, requires = "actuate", value_parser = ["T0", "T1", "T2", "T3"])]
+    pub tier: Option<String>,
+    /// Where it comes from.
+    #[arg(long, requires = "actuate", value_delimiter = ',', value_parser = ["llm", "sensor", "human"])]
+    pub evidence: Vec<String>,
+    /// Who verified it.
+    #[arg(long, requires = "actuate", value_delimiter = ',', value_parser = ["sensor", "human"])]
+    pub verified_by: Vec<String>,
 }
 
 #[derive(Subcommand)]

@@ -5,14 +5,15 @@ use crate::core::history::Row;
 use crate::core::node::{Node, NodeSpec};
 use crate::core::task::{State, Task, TaskSpec};
 use crate::core::telemetry::Raised;
-use dunlin_wire::job::Denial;
+use dunlin_wire::job::{Denial, Stream};
 use dunlin_wire::message::{Numbered, ToAgent, Upload};
 use dunlin_wire::overlay::Overlay;
 use dunlin_wire::telemetry::{Alarm, Figure, Inventory, Sample};
 use dunlin_wire::{CloseCode, Fence, Key, NodeName, TaskId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tokio::sync::oneshot;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::{mpsc, oneshot};
 
 /// One QUIC connection, as the link numbers them from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,6 +59,22 @@ pub enum Event {
         /// The frame.
         frame: Upload,
     },
+    /// Somebody follows what an attempt writes.
+    Follow {
+        /// The attempt.
+        fence: Fence,
+        /// The stream.
+        stream: Stream,
+        /// Who.
+        by: Followed,
+    },
+    /// A follower took something, or is gone.
+    Taken {
+        /// The attempt.
+        fence: Fence,
+        /// The stream.
+        stream: Stream,
+    },
     /// The connection is gone.
     Closed {
         /// The connection.
@@ -78,6 +95,67 @@ pub enum Event {
         /// Where the answer goes.
         reply: Reply,
     },
+}
+
+/// What a follower of an attempt's stream is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// More of it is stored.
+    Stored,
+    /// What the job just wrote, which is not stored.
+    Live {
+        /// Position in what it wrote.
+        offset: u64,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+}
+
+/// The engine's end of a follower, and what waits for it there.
+#[derive(Debug, Clone)]
+pub struct Followed {
+    sink: mpsc::Sender<Piece>,
+    waiting: Arc<AtomicU64>,
+}
+
+impl Followed {
+    /// One that takes from the other end of `sink`, whose capacity bounds what may wait.
+    pub fn new(sink: mpsc::Sender<Piece>) -> Self {
+        Self { sink, waiting: Arc::default() }
+    }
+
+    /// Bytes that it has not taken yet.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Gives it a piece, or drops that when too much waits.
+    pub fn offer(&self, piece: Piece) {
+        let bytes = piece.bytes();
+        self.waiting.fetch_add(bytes, Ordering::Relaxed);
+        if self.sink.try_send(piece).is_err() {
+            self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// It took this one.
+    pub fn took(&self, piece: &Piece) {
+        self.waiting.fetch_sub(piece.bytes(), Ordering::Relaxed);
+    }
+
+    /// Whether nobody takes any more.
+    pub fn is_gone(&self) -> bool {
+        self.sink.is_closed()
+    }
+}
+
+impl Piece {
+    fn bytes(&self) -> u64 {
+        match self {
+            Piece::Stored => 0,
+            Piece::Live { bytes, .. } => bytes.len() as u64,
+        }
+    }
 }
 
 /// Bytes that connections of agents carried, as paid for: IPv4 and UDP headers are in `wire_*`, and in them everything

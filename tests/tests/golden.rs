@@ -290,6 +290,10 @@ fn kinds() {
         "0501022f7800000a6163747561746f723a70030200010102",
     );
     let work = envelope::Work::try_from(Job::Actuation(actuation)).unwrap();
+    let watch = ToAgent::Watch { fence: Fence(7), stream: Stream::Stderr, credit: 70_000 };
+    check("Watch", &watch, "0c0701f0a204");
+    let tail = Upload::Tail { fence: Fence(7), stream: Stream::Stdout, offset: 300, bytes: vec![1, 2] };
+    check("Tail", &tail, "020700ac02020102");
     check("Work::Actuation", &work, "0101022f7800000a6163747561746f723a70030200010102");
 }
 

@@ -182,6 +182,15 @@ pub enum ToAgent {
     Keys(#[serde(with = "serde_bytes")] Vec<u8>),
     /// What to leave out of the board's own policy from now on, also after a restart.
     Overlay(Box<Overlay>),
+    /// Somebody follows what an attempt writes: send it as `Tail`, so many bytes more than was granted on this connection.
+    Watch {
+        /// The attempt.
+        fence: Fence,
+        /// Which stream.
+        stream: Stream,
+        /// Bytes, on top of what is left; 0: nobody follows it any more.
+        credit: u64,
+    },
 }
 
 /// First message of an enrolled node.
@@ -459,6 +468,18 @@ pub enum Upload {
         fence: Fence,
         /// How it ended.
         report: Box<Report>,
+    },
+    /// What a job just wrote, to be seen and not kept: the chunks bring it again. Only within what `Watch` grants.
+    Tail {
+        /// The attempt.
+        fence: Fence,
+        /// Which stream.
+        stream: Stream,
+        /// Position in what the job wrote; a gap was not sent.
+        offset: u64,
+        /// The bytes, at most `limits::CHUNK_MAX`.
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
     },
 }
 

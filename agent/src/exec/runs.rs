@@ -97,7 +97,7 @@ impl Run {
 impl Machine {
     /// A job is over: its attempt, or a part of it.
     pub(super) fn over(&mut self, finished: Finished) {
-        let Finished { fence, slot, guard, mut report, outputs, hook } = finished;
+        let Finished { fence, slot, guard, control, mut report, outputs, hook } = finished;
         if let Some(hook) = hook {
             report.outcome = answered(report.outcome);
             self.count_tokens(hook, &report.outcome);
@@ -106,7 +106,7 @@ impl Machine {
         let Some(mut run) = self.runs.remove(&fence).filter(|_| !stuck) else {
             self.tell_ended(fence, report, outputs);
             return if stuck {
-                self.slots.quarantine(slot, guard)
+                self.slots.quarantine(slot, fence, guard, control)
             } else {
                 self.slots.free(slot, Some(guard))
             };

@@ -195,7 +195,7 @@ pub(super) fn task(task: &Task) -> Value {
     })
 }
 
-fn attempt(attempt: &Attempt) -> Value {
+pub(super) fn attempt(attempt: &Attempt) -> Value {
     json!({
         "attempt": attempt.number,
         "nodeId": attempt.node.as_str(),

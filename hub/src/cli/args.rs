@@ -10,6 +10,7 @@ const AFTER: &str = "\
 Exit codes of `submit --wait`: 0 ok; the job's own code; 128+N signal N; 124 timed out; 130 cancelled; 77 denied by the
 board; 126/127 could not be started; 137 out of memory; 125 limit hit or stuck; 75 interrupted or lost; 74 output over
 its limit; 70 fault of the agent.
+Of `task logs -f`: 0 when the attempt has ended, however; 130 on Ctrl-C, which ends nothing but the following.
 Of every command: 64 wrong usage; 65 the hub refused what was asked; 69 the hub cannot be reached; 77 token refused.
 The token comes from DUNLIN_TOKEN, or from --token-file (0600; default ~/.config/dunlin/token).";
 
@@ -250,6 +251,12 @@ pub(super) enum TaskCommand {
         /// Another attempt than the latest.
         #[arg(long)]
         attempt: Option<u64>,
+        /// Follow it until the attempt ends, also over a metered link; what is not seen live is marked on stderr.
+        #[arg(short, long)]
+        follow: bool,
+        /// One JSON object a line: `data` (base64) or `gap` at an `offset`, `end` in the end.
+        #[arg(long, requires = "follow")]
+        json: bool,
     },
     /// Why it is not running.
     Why {

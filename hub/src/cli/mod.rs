@@ -182,7 +182,12 @@ fn task(client: &Client, command: TaskCommand) -> Result<(), Failure> {
             client.post(&format!("/v1/tasks/{id}/retry"), &none)?;
             println!("{id} queued again");
         }
-        TaskCommand::Logs { id, stderr, attempt } => {
+        TaskCommand::Logs { id, stderr, attempt, follow: true, json } => {
+            let stream = if stderr { "stderr" } else { "stdout" };
+            let attempt = attempt.map_or(String::new(), |n| format!("&attempt={n}"));
+            wait::follow(client, &format!("/v1/tasks/{id}/output/follow?stream={stream}{attempt}"), json)?;
+        }
+        TaskCommand::Logs { id, stderr, attempt, .. } => {
             let task = client.get(&format!("/v1/tasks/{id}"))?;
             let last = task["attempt"].as_u64().unwrap_or(0);
             let stream = if stderr { "stderr" } else { "stdout" };

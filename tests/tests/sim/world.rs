@@ -477,7 +477,11 @@ impl World {
                         self.cut(conn);
                     }
                 }
-                AgentEffect::Store(_) | AgentEffect::Live { .. } | AgentEffect::Exit => {}
+                AgentEffect::Store(_)
+                | AgentEffect::Live { .. }
+                | AgentEffect::Tail { .. }
+                | AgentEffect::Credit { .. }
+                | AgentEffect::Exit => {}
             }
         }
         true

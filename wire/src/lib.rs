@@ -27,6 +27,7 @@ pub mod seal;
 pub mod telemetry;
 pub mod ticket;
 pub mod units;
+mod upload;
 pub mod version;
 pub mod window;
 

@@ -96,8 +96,7 @@ fn a_follower_that_does_not_read_or_goes_away_stops_what_is_sent_and_not_the_job
     let _hub = fleet.start_hub().unwrap();
     let _a = fleet.add_agent("a", &["--profile", "metered"]).unwrap();
     // Waits for a follower, then writes three megabytes.
-    let script = "echo ready; while [ ! -e go ]; do echo wait; sleep 0.05; done; head -c 3000000 /dev/zero; touch wrote
-                  while [ ! -e over ]; do sleep 0.05; done; echo end";
+    let script = "while [ ! -e go ]; do echo wait; sleep 0.05; done; head -c 3000000 /dev/zero; touch wrote; while [ ! -e over ]; do sleep 0.05; done; echo end";
     let id = sh(&fleet, script, json!({}));
     let mut child = follow(&fleet, &[&id, "--json"]);
     let mut out = BufReader::new(child.stdout.take().unwrap());

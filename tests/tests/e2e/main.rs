@@ -6,6 +6,7 @@ mod actuation;
 mod api;
 mod board;
 mod boards;
+mod clock;
 mod faults;
 mod follow;
 mod https;

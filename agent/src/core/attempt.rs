@@ -65,6 +65,7 @@ impl Core {
             requires,
             watch: None,
             told_at: None,
+            told: Told::default(),
             followed: [false; 2],
         };
         self.attempts.insert(fence, attempt);
@@ -132,6 +133,7 @@ impl Core {
         if attempt.told_at.is_none_or(|at| now >= at + TOLD_MS) {
             attempt.told_at = Some(now);
             told.result = None;
+            attempt.told = told.clone();
             self.say(ToHub::Told { fence, told }, now, out);
         }
     }
@@ -160,7 +162,9 @@ impl Core {
             out.push(Effect::Tail { fence, stream, offset, bytes });
         } else if attempt.told_at.is_none_or(|at| now >= at + GOES_ON_MS) {
             attempt.told_at = Some(now);
-            self.say(ToHub::Told { fence, told: Told::default() }, now, out);
+            // What it said before, as it is not taken back.
+            let told = attempt.told.clone();
+            self.say(ToHub::Told { fence, told }, now, out);
         }
     }
 

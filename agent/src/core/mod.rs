@@ -21,6 +21,7 @@ use crate::exec::message::{EndCause, FromExec, PolicyState, ToExec, Work};
 use budget::Thrift;
 use dunlin_wire::job::{Interruption, Outcome, Report};
 use dunlin_wire::message::{AbortCause, ToHub};
+use dunlin_wire::report::Told;
 use dunlin_wire::require::Require;
 use dunlin_wire::{ClaimId, Fence};
 use keepalive::Keepalive;
@@ -61,6 +62,7 @@ struct Attempt {
     watch: Option<Watch>,
     // When the hub was last told what the job says of itself.
     told_at: Option<BootMs>,
+    told: Told,
     // Which of its streams somebody follows on this connection.
     followed: [bool; 2],
 }
@@ -127,6 +129,7 @@ impl Core {
                 requires: Vec::new(),
                 watch: None,
                 told_at: None,
+                told: Told::default(),
                 followed: [false; 2],
             };
             core.attempts.insert(fence, attempt);

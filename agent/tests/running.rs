@@ -104,7 +104,7 @@ fn told(out: &[Effect]) -> Option<Told> {
 #[test]
 fn over_a_metered_link_output_is_for_who_follows_it() {
     let stream = Stream::Stdout;
-    let tail = Effect::Tail { fence: FENCE, stream, offset: 5, bytes: vec![1] };
+    let tail = [Effect::Tail { fence: FENCE, stream, offset: 5, bytes: vec![1] }];
     let mut board = Board::running(Profile::Metered);
     let first = Told { progress: Some(40), ..Told::default() };
     board.does(Event::FromExec(FromExec::Told { fence: FENCE, told: Box::new(first.clone()) }), 1_000);
@@ -116,12 +116,12 @@ fn over_a_metered_link_output_is_for_who_follows_it() {
     board.watch(Stream::Stderr, 9, 63_000);
     assert_eq!(board.writes(63_000), []);
     assert_eq!(board.watch(stream, 9, 64_000), [Effect::Credit { fence: FENCE, stream, credit: 9 }]);
-    assert_eq!(board.writes(64_000), [tail.clone()]);
+    assert_eq!(board.writes(64_000), tail);
     board.watch(stream, 0, 65_000);
     assert_eq!(board.writes(65_000), []);
     // A new connection knows nothing of the one before.
     board.watch(stream, 9, 66_000);
-    assert_eq!(board.writes(66_000), [tail]);
+    assert_eq!(board.writes(66_000), tail);
     board.does(Event::Disconnected, 67_000);
     board.connect(67_000);
     assert_eq!(board.writes(68_000), []);

@@ -5,15 +5,17 @@ use crate::core::history::Row;
 use crate::core::node::{Node, NodeSpec};
 use crate::core::task::{State, Task, TaskSpec};
 use crate::core::telemetry::Raised;
-use dunlin_wire::job::{Denial, Stream};
+use dunlin_wire::job::Stream;
 use dunlin_wire::message::{Numbered, ToAgent, Upload};
 use dunlin_wire::overlay::Overlay;
 use dunlin_wire::telemetry::{Alarm, Figure, Inventory, Sample};
 use dunlin_wire::{CloseCode, Fence, Key, NodeName, TaskId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
+
+pub use crate::followed::{Followed, Piece};
+pub use crate::refusal::ApiRefusal;
 
 /// One QUIC connection, as the link numbers them from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,67 +97,6 @@ pub enum Event {
         /// Where the answer goes.
         reply: Reply,
     },
-}
-
-/// What a follower of an attempt's stream is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Piece {
-    /// More of it is stored.
-    Stored,
-    /// What the job just wrote, which is not stored.
-    Live {
-        /// Position in what it wrote.
-        offset: u64,
-        /// The bytes.
-        bytes: Vec<u8>,
-    },
-}
-
-/// The engine's end of a follower, and what waits for it there.
-#[derive(Debug, Clone)]
-pub struct Followed {
-    sink: mpsc::Sender<Piece>,
-    waiting: Arc<AtomicU64>,
-}
-
-impl Followed {
-    /// One that takes from the other end of `sink`, whose capacity bounds what may wait.
-    pub fn new(sink: mpsc::Sender<Piece>) -> Self {
-        Self { sink, waiting: Arc::default() }
-    }
-
-    /// Bytes that it has not taken yet.
-    pub fn waiting(&self) -> u64 {
-        self.waiting.load(Ordering::Relaxed)
-    }
-
-    /// Gives it a piece, or drops that when too much waits.
-    pub fn offer(&self, piece: Piece) {
-        let bytes = piece.bytes();
-        self.waiting.fetch_add(bytes, Ordering::Relaxed);
-        if self.sink.try_send(piece).is_err() {
-            self.waiting.fetch_sub(bytes, Ordering::Relaxed);
-        }
-    }
-
-    /// It took this one.
-    pub fn took(&self, piece: &Piece) {
-        self.waiting.fetch_sub(piece.bytes(), Ordering::Relaxed);
-    }
-
-    /// Whether nobody takes any more.
-    pub fn is_gone(&self) -> bool {
-        self.sink.is_closed()
-    }
-}
-
-impl Piece {
-    fn bytes(&self) -> u64 {
-        match self {
-            Piece::Stored => 0,
-            Piece::Live { bytes, .. } => bytes.len() as u64,
-        }
-    }
 }
 
 /// Bytes that connections of agents carried, as paid for: IPv4 and UDP headers are in `wire_*`, and in them everything
@@ -308,88 +249,6 @@ pub enum Answer {
     Recent(Recent),
     /// To `Metrics`.
     Metrics(Box<Figures>),
-}
-
-/// Why the loop refuses a request.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ApiRefusal {
-    /// No such task.
-    #[error("there is no task `{0}`")]
-    UnknownTask(TaskId),
-    /// No such node.
-    #[error("there is no node `{0}`")]
-    UnknownNode(NodeName),
-    /// The id is taken by a task with another body.
-    #[error("task `{0}` exists with another body")]
-    TaskExists(TaskId),
-    /// The state does not allow it.
-    #[error("task `{id}` is {}, so it cannot be {verb}", state.as_str())]
-    IllegalMove {
-        /// The task.
-        id: TaskId,
-        /// Its state.
-        state: State,
-        /// What was asked, as a participle.
-        verb: &'static str,
-    },
-    /// A node of that name is enrolled.
-    #[error("node `{0}` is enrolled already; revoke it first, or choose another name")]
-    NodeExists(NodeName),
-    /// No board would take what is declared of an actuation, or nothing is.
-    #[error("no board takes this actuation: {}", denied(*.0))]
-    Actuation(Denial),
-    /// Too many tasks wait.
-    #[error("the queue holds {0} tasks, its limit; cancel some or wait")]
-    QueueFull(u64),
-    /// The bytes are none.
-    #[error("this is not a key set that this version reads; `dunlin keys make` writes one")]
-    NoKeySet,
-    /// The hub has a newer set.
-    #[error("version {version} of the key set is not newer than {held}, which the hub has")]
-    OldKeySet {
-        /// Its version.
-        version: u64,
-        /// The version that the hub has.
-        held: u64,
-    },
-    /// The store is near its bound; only results are still taken.
-    #[error("the store is full: free space on the data disk or raise `store.max_gib`")]
-    StorageFull,
-    /// The commit failed; nothing of it happened.
-    #[error("the store could not commit; nothing was changed")]
-    StoreFailed,
-}
-
-/// What to do about an actuation that nobody takes.
-fn denied(denial: Denial) -> &'static str {
-    match denial {
-        Denial::LlmOnlyActuation => "a language model's word alone moves nothing; name other evidence",
-        Denial::ActuationTier => {
-            "the tier is more than the evidence bears: T2 wants it verified, T3 by a human"
-        }
-        _ => {
-            "what requires `actuator:...` must be of kind `actuation`, and declare target, tier and evidence"
-        }
-    }
-}
-
-impl ApiRefusal {
-    /// The stable code.
-    pub fn code(&self) -> &'static str {
-        match self {
-            ApiRefusal::UnknownTask(_) | ApiRefusal::UnknownNode(_) => "not_found",
-            ApiRefusal::TaskExists(_) => "task_exists",
-            ApiRefusal::IllegalMove { state, .. } if state.is_terminal() => "task_already_terminal",
-            ApiRefusal::IllegalMove { .. } => "illegal_state",
-            ApiRefusal::NodeExists(_) => "node_exists",
-            ApiRefusal::NoKeySet => "invalid_key_set",
-            ApiRefusal::OldKeySet { .. } => "old_key_set",
-            ApiRefusal::Actuation(denial) => denial.as_str(),
-            ApiRefusal::QueueFull(_) => "queue_full",
-            ApiRefusal::StorageFull => "storage_full",
-            ApiRefusal::StoreFailed => "store_failed",
-        }
-    }
 }
 
 /// Why a task is not running: words for people, from a closed list of codes.

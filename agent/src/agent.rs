@@ -292,7 +292,12 @@ impl Agent {
                 Effect::Beat { every_ms, sample } => {
                     drop(self.commands.blocking_send(ToLink::Beat { every_ms, sample }));
                 }
-                live @ Effect::Live { .. } => drop(self.commands.try_send(ToLink::Live(live))),
+                live @ (Effect::Live { .. } | Effect::Tail { .. }) => {
+                    drop(self.commands.try_send(ToLink::Live(live)));
+                }
+                Effect::Credit { fence, stream, credit } => {
+                    drop(self.commands.blocking_send(ToLink::Credit { fence, stream, credit }));
+                }
                 Effect::Upload { fence, have } => {
                     drop(self.commands.blocking_send(ToLink::Upload { fence, have }));
                 }

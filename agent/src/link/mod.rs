@@ -18,6 +18,7 @@ use crate::event::{Effect, Event};
 use crate::files::Files;
 use crate::store::Store;
 use dunlin_wire::close::retry_after_ms;
+use dunlin_wire::job::Stream;
 use dunlin_wire::message::{Numbered, Profile};
 use dunlin_wire::telemetry::Sample;
 use dunlin_wire::window::FlooredConfig;
@@ -52,6 +53,15 @@ const BACKOFF_MS_METERED: u64 = 300_000;
 /// To the link.
 #[derive(Debug)]
 pub enum ToLink {
+    /// So many bytes more of this stream may be sent to who follows it; 0 takes back what is left.
+    Credit {
+        /// The attempt.
+        fence: Fence,
+        /// The stream.
+        stream: Stream,
+        /// Bytes.
+        credit: u64,
+    },
     /// Say this. A `Hello` is the first of a connection.
     Send(Numbered),
     /// A sign of life; may be lost.

@@ -33,6 +33,7 @@ pub(super) struct Gone;
 
 enum Piece {
     Live { stream: Stream, offset: u64, bytes: Vec<u8> },
+    Tail { stream: Stream, offset: u64, bytes: Vec<u8> },
     Finish { from: Option<[u64; 2]> },
 }
 
@@ -142,6 +143,7 @@ async fn steady(
     tasks.spawn(write(send, waiting));
     tasks.spawn(read(recv, connection.clone(), events.clone()));
     let mut uploads: HashMap<Fence, mpsc::Sender<Piece>> = HashMap::new();
+    let mut credits = Credits::default();
     let mut prober = Prober::new(true);
     let stale = tokio::time::sleep(super::stale_after());
     tokio::pin!(stale);
@@ -196,7 +198,7 @@ async fn steady(
         if !said_hello {
             continue;
         }
-        if !matches!(command, ToLink::Live(_) | ToLink::Reconnect) {
+        if !matches!(command, ToLink::Live(_) | ToLink::Credit { .. } | ToLink::Reconnect) {
             prober.handle_sent(clock::boot_ms(), connection.rtt().as_millis() as u64);
         }
         match command {
@@ -218,8 +220,20 @@ async fn steady(
                     uploads.entry(fence).or_insert_with(|| begin(fence, connection, store, &mut tasks));
                 let _dropped = upload.try_send(Piece::Live { stream, offset, bytes });
             }
+            ToLink::Live(Effect::Tail { fence, stream, offset, bytes }) => {
+                if let Some(left) = credits.left(fence, stream, bytes.len()) {
+                    let upload =
+                        uploads.entry(fence).or_insert_with(|| begin(fence, connection, store, &mut tasks));
+                    // What is dropped is not counted: the credit that is left brings what comes behind it.
+                    if upload.try_send(Piece::Tail { stream, offset, bytes }).is_ok() {
+                        credits.0.insert((fence, stream), left);
+                    }
+                }
+            }
             ToLink::Live(_) => {}
+            ToLink::Credit { fence, stream, credit } => credits.add(fence, stream, credit),
             ToLink::Upload { fence, have } => {
+                credits.forget(fence);
                 // From where the hub says: a stream of its own. Otherwise behind what was sent live.
                 let live = uploads.remove(&fence).filter(|_| have.is_none());
                 let upload = live.unwrap_or_else(|| begin(fence, connection, store, &mut tasks));
@@ -230,6 +244,30 @@ async fn steady(
                 return Ok(Ended::Stood);
             }
         }
+    }
+}
+
+/// Bytes that may still be sent to who follows a stream.
+#[derive(Default)]
+struct Credits(HashMap<(Fence, Stream), u64>);
+
+impl Credits {
+    fn add(&mut self, fence: Fence, stream: Stream, credit: u64) {
+        if credit == 0 {
+            self.0.remove(&(fence, stream));
+        } else {
+            let left = self.0.entry((fence, stream)).or_default();
+            *left = left.saturating_add(credit).min(limits::TAIL_WINDOW);
+        }
+    }
+
+    /// What would be left behind so many bytes; nothing when they are too many.
+    fn left(&self, fence: Fence, stream: Stream, bytes: usize) -> Option<u64> {
+        self.0.get(&(fence, stream))?.checked_sub(bytes as u64)
+    }
+
+    fn forget(&mut self, fence: Fence) {
+        self.0.retain(|(of, _), _| *of != fence);
     }
 }
 
@@ -355,6 +393,9 @@ async fn upload(
             }
             // A piece before it was dropped: from here on the outcome brings the rest.
             Piece::Live { .. } => {}
+            Piece::Tail { stream, offset, bytes } => {
+                say(&mut send, &Upload::Tail { fence, stream, offset, bytes }).await?;
+            }
             Piece::Finish { from } => {
                 finish(fence, &mut send, store, from.unwrap_or(sent)).await?;
                 let _ = send.finish();

@@ -8,6 +8,7 @@ mod hub;
 mod line;
 pub mod link;
 pub mod record;
+pub mod report;
 pub mod soak;
 pub mod stats;
 pub mod table;

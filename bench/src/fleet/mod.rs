@@ -199,7 +199,9 @@ fn spawn(seats: Vec<Seat>, notes: Sender<Note>, stop: watch::Receiver<bool>) -> 
                 let _ = task.await;
             }
         };
-        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        // As the agent's own link has it (`agent.rs`): here thousands of tasks take turns.
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        match runtime.event_interval(1_000_000).enable_all().build() {
             Ok(runtime) => local.block_on(&runtime, boards),
             Err(error) => eprintln!("fleet: no runtime: {error}"),
         }

@@ -126,6 +126,7 @@ fn soak(options: &Options, dir: &Path) -> Result<(Record, Verdict)> {
     let mut rig = Rig::start(dir, options.bin.as_deref(), wan.ok(), options.agents)?;
     let length = (options.minutes * 60e6) as u64;
     let schedule = faults::schedule(options.seed, length / 1000, options.agents, root);
+    first(&mut rig, dir)?;
     let stop = AtomicBool::new(false);
     let api = rig.hub.api();
     let program = dir.join("soak").display().to_string();
@@ -147,6 +148,30 @@ fn soak(options: &Options, dir: &Path) -> Result<(Record, Verdict)> {
     report(&mut record, options, &rig, (&schedule, &states, &lines), &looks, &verdict);
     record.notes.push(format!("everything had ended {took:.1} s after the last fault"));
     Ok((record, verdict))
+}
+
+/// A job must run before anything is broken: a policy that denies it would make a long run say nothing.
+fn first(rig: &mut Rig, dir: &Path) -> Result<()> {
+    let (program, work) = (dir.join("soak").display().to_string(), dir.join("work").display().to_string());
+    let mut api = rig.hub.api();
+    let argv = [&program, "soak-job", &work, "ok", "0", "0"];
+    api.must("POST", "/v1/tasks", Some(&json!({"taskId": "soak-first", "payload": {"argv": argv}})))?;
+    let began = micros();
+    loop {
+        rig.supervise()?;
+        let task = api.must("GET", "/v1/tasks/soak-first", None)?;
+        match task["status"].as_str() {
+            Some("done") => return Ok(()),
+            Some("failed" | "cancelled") => anyhow::bail!(
+                "the first job ended as {}: every directory down to {} must be root's, and writable by nobody else; \
+                 run this elsewhere",
+                outcomes(&task),
+                dir.display()
+            ),
+            _ => ensure!(micros() - began < 60_000_000, "the first job does not run"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Memory and store over time.
@@ -262,7 +287,7 @@ fn draw(rng: &mut Rng, id: &str, program: &str, work: &str) -> (Kind, Value) {
 fn settle(rig: &mut Rig, tasks: &[(String, Kind)]) -> Result<(Vec<Told>, f64)> {
     let began = micros();
     let mut api = rig.hub.api();
-    let mut states: BTreeMap<&str, String> = BTreeMap::new();
+    let mut states: BTreeMap<&str, (String, String)> = BTreeMap::new();
     while states.len() < tasks.len() && micros() - began < SETTLE.as_micros() as u64 {
         rig.supervise()?;
         for (id, _) in tasks {
@@ -273,10 +298,10 @@ fn settle(rig: &mut Rig, tasks: &[(String, Kind)]) -> Result<(Vec<Told>, f64)> {
                 Ok((200, task)) => {
                     let state = task["status"].as_str().unwrap_or_default();
                     if matches!(state, "done" | "failed" | "cancelled") {
-                        states.insert(id, state.to_owned());
+                        states.insert(id, (state.to_owned(), outcomes(&task)));
                     }
                 }
-                Ok((404, _)) => drop(states.insert(id, String::new())),
+                Ok((404, _)) => drop(states.insert(id, Default::default())),
                 // The hub is on its way back.
                 Ok(_) | Err(_) => break,
             }
@@ -286,9 +311,9 @@ fn settle(rig: &mut Rig, tasks: &[(String, Kind)]) -> Result<(Vec<Told>, f64)> {
     let took = (micros() - began) as f64 / 1e6;
     let mut told = Vec::new();
     for (id, kind) in tasks {
-        let state = match states.get(id.as_str()) {
-            Some(state) => Some(state.clone()).filter(|state| !state.is_empty()),
-            None => Some("not ended".into()),
+        let (state, outcomes) = match states.remove(id.as_str()) {
+            Some((state, outcomes)) => (Some(state).filter(|state| !state.is_empty()), outcomes),
+            None => (Some("not ended".into()), String::new()),
         };
         let output = match (*kind, state.as_deref()) {
             (Kind::Ok { bytes: 1.. }, Some("done")) => {
@@ -297,9 +322,19 @@ fn settle(rig: &mut Rig, tasks: &[(String, Kind)]) -> Result<(Vec<Told>, f64)> {
             }
             _ => 0,
         };
-        told.push(Told { task: id.clone(), kind: *kind, state, output });
+        told.push(Told { task: id.clone(), kind: *kind, state, outcomes, output });
     }
     Ok((told, took))
+}
+
+/// The outcomes of a task's attempts, in a few words.
+fn outcomes(task: &Value) -> String {
+    let attempts = task["attempts"].as_array().into_iter().flatten().map(|attempt| {
+        let outcome = &attempt["outcome"];
+        let text = |name: &str| outcome[name].as_str().unwrap_or_default().to_owned();
+        format!("{}({})", text("code"), text("detail"))
+    });
+    attempts.collect::<Vec<_>>().join(" ")
 }
 
 type Found<'a> = (&'a [(u64, faults::Fault)], &'a [Told], &'a [Line]);

@@ -18,7 +18,7 @@ use std::process::Command;
 /// Numbers of the hub, about a fifth of the usual, so that minutes hold many leases. The margin is the usual one.
 pub(super) const TIMING: &str = "[timing]\nheartbeat_ms = 1000\nlease_ms_min = 6000\naccept_ms = 6000\n";
 /// Size of an agent's disk and of the hub's, in bytes.
-const AGENT_DISK: u64 = 64 << 20;
+const AGENT_DISK: u64 = 512 << 20;
 const HUB_DISK: u64 = 512 << 20;
 
 struct Agent {
@@ -265,7 +265,7 @@ fn filler(dir: &Path) -> PathBuf {
 /// Writes until the disk is full.
 fn fill(dir: &Path) -> Result<()> {
     let mut file = File::create(filler(dir))?;
-    let row = vec![0; 64 << 10];
+    let row = vec![0; 1 << 20];
     // A last piece that fits is smaller than a row.
     for size in [row.len(), 4096, 1] {
         while file.write_all(&row[..size]).is_ok() {}

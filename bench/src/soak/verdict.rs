@@ -2,6 +2,7 @@
 
 use super::job::{Line, Word};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// What a task was meant to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub(super) struct Told {
     pub(super) kind: Kind,
     /// `done`, `failed`, ...; nothing when the hub does not know it.
     pub(super) state: Option<String>,
+    /// The code of each attempt's outcome, for whoever reads the verdict.
+    pub(super) outcomes: String,
     /// Bytes of standard output that the hub has.
     pub(super) output: usize,
 }
@@ -45,6 +48,13 @@ impl Verdict {
     /// Whether nothing is wrong.
     pub fn is_good(&self) -> bool {
         self.lost.is_empty() && self.doubled.is_empty() && self.stuck.is_empty()
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { lost, doubled, stuck } = self;
+        write!(f, "lost {}, doubled {}, stuck {}", lost.len(), doubled.len(), stuck.len())
     }
 }
 
@@ -107,7 +117,7 @@ fn lost(told: &Told, lines: &[&Line]) -> Option<String> {
             Some(format!("{} of {bytes} bytes of output", told.output))
         }
         (_, "done") => None,
-        (_, state) => Some(format!("{state}, and its job succeeds")),
+        (_, state) => Some(format!("{state}, and its job succeeds: {}", told.outcomes)),
     }
 }
 
@@ -116,7 +126,8 @@ mod tests {
     use super::*;
 
     fn check(kind: Kind, state: Option<&str>, ledger: &[(Word, u64)], want: [usize; 3]) {
-        let told = Told { task: "t".into(), kind, state: state.map(Into::into), output: 5 };
+        let told =
+            Told { task: "t".into(), kind, state: state.map(Into::into), outcomes: String::new(), output: 5 };
         let line = |(at, (word, fence)): (usize, &(Word, u64))| Line {
             word: *word,
             task: "t".into(),

@@ -11,5 +11,4 @@ pub mod record;
 pub mod report;
 pub mod soak;
 pub mod stats;
-pub mod table;
 pub mod wan;

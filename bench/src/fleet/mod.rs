@@ -10,7 +10,6 @@ mod tally;
 
 use crate::hub::{Hub, open_files, programs};
 use crate::record::{Record, Series};
-use crate::table;
 use anyhow::{Context, Result, ensure};
 use board::{Note, Seat};
 use dunlin_agent::files::Files;
@@ -123,7 +122,7 @@ pub fn run(options: &Options) -> Result<Verdict> {
     let done = measure(options, dir.path());
     match done {
         Ok((record, verdict)) => {
-            print!("{}", table::text(&record));
+            record.print();
             if let Some(path) = &options.json {
                 record.save(path, JSON_MAX)?;
             }

@@ -1,9 +1,9 @@
 //! What changed between two records beyond noise: where the 95 % bootstrap interval of the difference of both medians has
 //! no 0 in it. One in twenty of series that did not change looks changed by that.
 
+use super::value;
 use crate::record::{Record, Series};
 use crate::stats;
-use crate::table::value;
 
 /// Fewer samples have no interval to speak of.
 const SAMPLES_MIN: usize = 5;

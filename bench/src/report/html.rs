@@ -1,8 +1,8 @@
 //! One page that fetches nothing: style and plots are in it. Every string of a record is escaped, whoever wrote it.
 
 use super::svg;
+use super::value;
 use crate::record::{Record, Series};
-use crate::table::value;
 
 /// Samples from which a distribution is drawn.
 const CDF_MIN: usize = 20;

@@ -72,9 +72,31 @@ pub fn run(options: &Options) -> Result<bool> {
     }
 }
 
+/// A value with about four digits; microseconds as milliseconds.
+pub(super) fn value(value: f64, unit: &str) -> String {
+    let value = if unit == "us" { value / 1000.0 } else { value };
+    let digits = match value.abs() {
+        v if v == v.trunc() && unit != "us" => 0,
+        v if v < 1.0 => 3,
+        v if v < 100.0 => 2,
+        v if v < 10_000.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.digits$}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_are_short() {
+        for (v, unit, want) in
+            [(0.0, "jobs", "0"), (0.1234, "", "0.123"), (1500.0, "us", "1.50"), (12_345_678.0, "us", "12346")]
+        {
+            assert_eq!(value(v, unit), want);
+        }
+    }
 
     #[test]
     fn arguments_are_read_or_named() {

@@ -2,8 +2,8 @@
 //! those who do not see it, and its figures stand in a table beside it.
 
 use super::html::escape;
+use super::value;
 use crate::record::{Ratio, Series};
-use crate::table::value;
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 260.0;

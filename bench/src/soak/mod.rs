@@ -15,7 +15,6 @@ pub use verdict::Verdict;
 
 use crate::hub::{Api, memory};
 use crate::record::{Record, Series};
-use crate::table;
 use anyhow::{Context, Result, ensure};
 use dunlin_hub::clock::micros;
 use fastrand::Rng;
@@ -99,7 +98,7 @@ pub fn run(options: &Options) -> Result<Verdict> {
     // A directory that only root can write, all the way, is what policies want.
     match soak(options, dir.path()) {
         Ok((record, verdict)) => {
-            print!("{}", table::text(&record));
+            record.print();
             if let Some(path) = &options.json {
                 record.save(path, JSON_MAX)?;
             }

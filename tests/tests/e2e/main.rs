@@ -7,6 +7,7 @@ mod board;
 mod boards;
 mod clock;
 mod faults;
+mod fleet;
 mod https;
 mod install;
 mod kinds;

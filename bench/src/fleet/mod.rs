@@ -41,6 +41,8 @@ const SUBMITTERS: usize = 16;
 const JOINS_MAX: usize = 32;
 /// A result's file is no longer than this, in bytes; without its samples when need be.
 const JSON_MAX: usize = 200_000;
+/// Samples of a series that are kept; a plot and an interval need no more.
+const SAMPLES_MAX: usize = 2000;
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -147,7 +149,9 @@ impl Run<'_> {
     fn series(&mut self, name: &str, unit: &str, samples: Vec<f64>) {
         let profile = self.options.profile.as_str();
         let settings = format!("{} agents", self.options.agents);
-        self.record.series.push(Series::new([name, "dunlin", profile, unit], samples).with(true, &settings));
+        let mut series = Series::new([name, "dunlin", profile, unit], samples).with(true, &settings);
+        thin(&mut series.samples);
+        self.record.series.push(series);
     }
 
     fn note(&mut self, text: String) {
@@ -182,6 +186,16 @@ fn measure(options: &Options, dir: &Path) -> Result<(Record, Verdict)> {
     let _ = stop.send(true);
     threads.into_iter().for_each(|thread| drop(thread.join()));
     Ok((run.record, verdict))
+}
+
+/// Leaves evenly spread ones of many samples; the percentiles are of all.
+fn thin(samples: &mut Vec<f64>) {
+    let every = samples.len().div_ceil(SAMPLES_MAX).max(1);
+    let mut at = 0;
+    samples.retain(|_| {
+        at += 1;
+        (at - 1) % every == 0
+    });
 }
 
 /// Runs the boards of one shard on a thread of their own.
@@ -261,6 +275,15 @@ fn name(number: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn samples_are_thinned_evenly() {
+        let mut samples: Vec<f64> = (0..4001).map(f64::from).collect();
+        thin(&mut samples);
+        assert_eq!((samples.len(), samples[0], samples[1]), (1334, 0.0, 3.0));
+        thin(&mut samples);
+        assert_eq!(samples.len(), 1334);
+    }
 
     #[test]
     fn arguments_are_read_or_named() {

@@ -15,7 +15,7 @@ pub(super) fn compare(a: &Record, b: &Record) -> (String, bool) {
         out += "another machine or kernel: nothing here says that the program changed\n";
     }
     let mut changed = false;
-    let mut alone = Vec::new();
+    let (mut alone, mut few) = (Vec::new(), 0);
     for new in &b.series {
         let name = format!("{}, {}, {}", new.name, new.system, new.profile);
         let same = |old: &&Series| {
@@ -27,7 +27,7 @@ pub(super) fn compare(a: &Record, b: &Record) -> (String, bool) {
             continue;
         };
         if old.samples.len() < SAMPLES_MIN || new.samples.len() < SAMPLES_MIN {
-            alone.push(format!("{name} (fewer than {SAMPLES_MIN} samples)"));
+            few += 1;
             continue;
         }
         let [by, low, high] = stats::difference(&new.samples, &old.samples, 50);
@@ -42,6 +42,9 @@ pub(super) fn compare(a: &Record, b: &Record) -> (String, bool) {
     }
     if !changed {
         out += "nothing changed beyond noise\n";
+    }
+    if few > 0 {
+        alone.push(format!("{few} series of fewer than {SAMPLES_MIN} samples"));
     }
     if !alone.is_empty() {
         out += &format!("not compared: {}\n", alone.join("; "));
@@ -70,6 +73,6 @@ mod tests {
         let (text, changed) = compare(&record(0.0), &record(500.0));
         assert!(changed && text.contains("changed: claim, dunlin, loop: p50 1.05 -> 1.55 ms +47"), "{text}");
         assert!(!text.contains("changed: result"), "{text}");
-        assert!(text.contains("not compared: lost, dunlin, loop (fewer than 5 samples)"), "{text}");
+        assert!(text.contains("not compared: 1 series of fewer than 5 samples"), "{text}");
     }
 }

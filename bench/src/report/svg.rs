@@ -22,12 +22,15 @@ pub(super) fn cdf(title: &str, series: &[&Series]) -> String {
         return String::new();
     }
     let (from, to) = (low.log10().floor(), (high.log10().ceil()).max(low.log10().floor() + 1.0));
-    let x = |v: f64| place(v.max(low).log10(), [from, to], [PAD[0], WIDTH - PAD[1]]);
+    // A time of 0 is at the left edge.
+    let x = |v: f64| place(v.log10().max(from), [from, to], [PAD[0], WIDTH - PAD[1]]);
     let y = |share: f64| place(share, [0.0, 1.0], [HEIGHT - PAD[3], PAD[2]]);
     let mut body = String::new();
     for decade in from as i32..=to as i32 {
-        let at = 10f64.powi(decade);
-        body += &mark_x(x(at), &format!("{} ms", short(at / 1000.0)));
+        let steps: &[f64] = if to - from > 2.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+        for at in steps.iter().map(|step| step * 10f64.powi(decade)).filter(|at| at.log10() <= to + 1e-9) {
+            body += &mark_x(x(at), &format!("{} ms", short(at / 1000.0)));
+        }
     }
     for share in [0.0, 0.5, 0.9, 1.0] {
         body += &mark_y(y(share), &format!("{:.0} %", share * 100.0));
@@ -153,4 +156,25 @@ fn mark_y(y: f64, text: &str) -> String {
 
 fn short(v: f64) -> String {
     if v >= 1.0 { format!("{v:.0}") } else { format!("{v}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decades_are_as_far_apart_as_each_other() {
+        let series = Series::new(["claim", "dunlin", "loop", "us"], vec![3_000.0, 200_000.0]);
+        let svg = cdf("claim", &[&series]);
+        let marks: Vec<f64> = svg
+            .split("text-anchor=\"middle\">")
+            .zip(svg.split("text-anchor=\"middle\">").skip(1))
+            .filter(|(_, text)| ["1 ms<", "10 ms<", "100 ms<"].iter().any(|mark| text.starts_with(mark)))
+            .map(|(before, _)| {
+                before.rsplit("x=\"").next().unwrap().split('"').next().unwrap().parse().unwrap()
+            })
+            .collect();
+        assert_eq!(marks.len(), 3, "{svg}");
+        assert!((marks[1] - marks[0] - (marks[2] - marks[1])).abs() < 0.2, "{marks:?}");
+    }
 }

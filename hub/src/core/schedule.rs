@@ -162,8 +162,11 @@ impl Schedule {
 
     fn fit(&mut self, now: u64) -> Option<(TaskId, NodeName)> {
         while let Some(at) = self.changed_nodes.first().cloned() {
-            if let Some(task) = self.best_task(&at.2, now) {
-                return Some((task, at.2));
+            if let Some((place, task)) = self.best_task(&at.2, now) {
+                // A task that is new fits every seat alike, so whoever just came back is not before those who wait.
+                let is_new = self.changed_tasks.contains(&place);
+                let best = is_new.then(|| self.least_loaded(&place.need, now)).flatten();
+                return Some((task, best.unwrap_or(at.2)));
             }
             self.changed_nodes.remove(&at);
         }
@@ -177,7 +180,7 @@ impl Schedule {
         None
     }
 
-    fn best_task(&self, name: &NodeName, now: u64) -> Option<TaskId> {
+    fn best_task(&self, name: &NodeName, now: u64) -> Option<(Place, TaskId)> {
         let seat = self.seats.get(name)?;
         let untargeted = self.groups.iter().take_while(|(need, _)| need.target.is_none());
         let first = Need { target: Some(name.clone()), ..Need::default() };
@@ -185,9 +188,9 @@ impl Schedule {
         untargeted
             .chain(targeted)
             .filter(|(need, _)| seat.suits(name, need, now))
-            .filter_map(|(_, group)| group.first_key_value())
-            .min_by_key(|(rank, _)| **rank)
-            .map(|(_, id)| id.clone())
+            .filter_map(|(need, group)| Some((need, group.first_key_value()?)))
+            .min_by_key(|(_, (rank, _))| **rank)
+            .map(|(need, (rank, id))| (Place { rank: *rank, need: need.clone() }, id.clone()))
     }
 
     fn least_loaded(&self, need: &Need, now: u64) -> Option<NodeName> {
@@ -311,6 +314,9 @@ mod tests {
             schedule.insert(place.clone(), format!("t{at}").parse().unwrap());
             let (_, node) = schedule.next_grant(0).unwrap();
             schedule.remove(&place);
+            schedule.unseat(&node);
+            assert_eq!(schedule.next_grant(0), None);
+            // It comes back together with the next job.
             schedule.seat(&node, 0, Arc::from([]), true);
             *jobs.entry(node).or_default() += 1;
         }

@@ -1,10 +1,9 @@
 //! One connection: the control stream both ways, and an upload stream per attempt.
 
 use super::meter::Meter;
-use super::{CONNECT, ToLink};
+use super::{CONNECT, ToLink, Unsent};
 use crate::clock;
 use crate::event::{Effect, Event};
-use crate::store::Store;
 use dunlin_wire::datagram::{FromAgent, FromHub};
 use dunlin_wire::frame::{self, Decoder};
 use dunlin_wire::job::Stream;
@@ -39,7 +38,7 @@ enum Piece {
 
 /// What a connection speaks through and to.
 pub(super) struct Ends<'a> {
-    pub(super) store: &'a Arc<Store>,
+    pub(super) store: &'a Arc<dyn Unsent>,
     pub(super) bytes: &'a Arc<AtomicU64>,
     pub(super) events: &'a mpsc::Sender<Event>,
     pub(super) commands: &'a mut mpsc::Receiver<ToLink>,
@@ -304,13 +303,13 @@ fn close(connection: &Connection, code: CloseCode) {
 fn begin(
     fence: Fence,
     connection: &Connection,
-    store: &Arc<Store>,
+    store: &Arc<dyn Unsent>,
     tasks: &mut JoinSet<()>,
 ) -> mpsc::Sender<Piece> {
     let (pieces, inbox) = mpsc::channel(LIVE_MAX);
     let (connection, store) = (connection.clone(), store.clone());
     tasks.spawn(async move {
-        if let Err(error) = upload(fence, &connection, &store, inbox).await {
+        if let Err(error) = upload(fence, &connection, &*store, inbox).await {
             tracing::warn!(%fence, %error, "an upload broke off; the next connection repeats it");
             close(&connection, CloseCode::Leaving);
         }
@@ -380,7 +379,7 @@ enum UploadError {
 async fn upload(
     fence: Fence,
     connection: &Connection,
-    store: &Store,
+    store: &dyn Unsent,
     mut inbox: mpsc::Receiver<Piece>,
 ) -> Result<(), UploadError> {
     let mut send = connection.open_uni().await?;
@@ -409,7 +408,7 @@ async fn upload(
 async fn finish(
     fence: Fence,
     send: &mut SendStream,
-    store: &Store,
+    store: &dyn Unsent,
     mut from: [u64; 2],
 ) -> Result<(), UploadError> {
     for stream in Stream::BOTH {

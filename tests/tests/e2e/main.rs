@@ -8,6 +8,7 @@ mod board;
 mod boards;
 mod clock;
 mod faults;
+mod fleet;
 mod follow;
 mod https;
 mod install;

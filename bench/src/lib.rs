@@ -5,5 +5,6 @@ pub mod exec;
 pub mod footprint;
 mod line;
 pub mod link;
+pub mod record;
 pub mod stats;
 pub mod wan;

@@ -159,6 +159,30 @@ impl Record {
         self.ratios.push(Ratio { name, system, against, at, value, low, high, goal, met });
     }
 
+    /// Prints it for people: times in milliseconds, everything else as it is.
+    pub fn print(&self) {
+        let Machine { kernel, cores, load1, disk, .. } = &self.machine;
+        println!("{}\n{kernel}, {cores} cores, load {load1}, {disk}", self.command);
+        println!("{:<26} {:<14} {:>5} {:>10} {:>10} {:>10} {:>10}", "", "", "n", "p50", "p90", "p99", "max");
+        for s in &self.series {
+            let by = if s.unit == "us" { 1000.0 } else { 1.0 };
+            let [p50, p90, p99, max] = [s.p50, s.p90, s.p99, s.max].map(|value| format!("{:.3}", value / by));
+            let unit = if s.unit == "us" { "ms" } else { &s.unit };
+            let what = format!("{} {}", s.name, s.profile);
+            println!("{what:<26} {:<14} {:>5} {p50:>10} {p90:>10} {p99:>10} {max:>10} {unit}", s.system, s.n);
+        }
+        for r in &self.ratios {
+            let goal = match (r.goal, r.met) {
+                (Some(goal), Some(true)) => format!("  goal {goal}: met"),
+                (Some(goal), _) => format!("  goal {goal}: NOT met"),
+                (None, _) => String::new(),
+            };
+            let what = format!("{} {} {} / {}", r.name, r.at, r.system, r.against);
+            println!("{what:<48} {:>6.3} [{:.3}, {:.3}]{goal}", r.value, r.low, r.high);
+        }
+        self.notes.iter().for_each(|note| println!("{note}"));
+    }
+
     /// Writes it. Samples are left out when the file would be over `bytes_max` with them.
     ///
     /// # Errors

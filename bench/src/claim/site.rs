@@ -1,0 +1,162 @@
+//! Where one system lives: a directory, and two sides that its submitter and its worker are on, with a link between them
+//! or, for `loop`, nothing.
+
+use crate::wan::{Link, Namespace, Wan};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use dunlin_hub::clock::micros;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+
+pub(super) use crate::wan::Side;
+
+/// Only a failure waits so long.
+pub(super) const BOUND: Duration = Duration::from_secs(60);
+
+/// A process that ends with its owner.
+pub(super) struct Proc(pub(super) Child);
+
+impl Drop for Proc {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Calls `f` until it answers.
+pub(super) fn until<T>(what: &str, every_ms: u64, mut f: impl FnMut() -> Option<T>) -> Result<T> {
+    let began = micros();
+    loop {
+        if let Some(answer) = f() {
+            return Ok(answer);
+        }
+        ensure!(u128::from(micros() - began) < BOUND.as_micros(), "waited {BOUND:?} in vain: {what}");
+        std::thread::sleep(Duration::from_millis(every_ms));
+    }
+}
+
+/// The way that something can be read and written.
+pub(super) trait Duplex: Read + Write + Send {}
+impl<T: Read + Write + Send> Duplex for T {}
+
+/// The place.
+pub(super) struct Site {
+    wan: Option<Wan>,
+    dir: TempDir,
+}
+
+impl Site {
+    /// Makes it; `link` is `None` for loopback.
+    pub(super) fn new(link: Option<Link>) -> Result<Self> {
+        let wan = match link {
+            Some(link) => Some(Wan::new(link).context("no emulated WAN: it needs root and /dev/net/tun")?),
+            None => None,
+        };
+        // On the disk that the caller chose by where it is started.
+        let dir = tempfile::Builder::new().prefix("dunlin-bench").tempdir_in(std::env::current_dir()?)?;
+        Ok(Self { wan, dir })
+    }
+
+    /// Its directory.
+    pub(super) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A file in it.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes a file in it; its path.
+    pub(super) fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.file(name);
+        std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+        Ok(path)
+    }
+
+    /// Where the other side reaches `side`.
+    pub(super) fn addr(&self, side: Side) -> IpAddr {
+        match (&self.wan, side) {
+            (None, _) => Ipv4Addr::LOCALHOST.into(),
+            (_, Side::Hub) => Wan::HUB.into(),
+            (_, Side::Board) => Wan::BOARD.into(),
+        }
+    }
+
+    /// A port that is free on a side.
+    pub(super) fn port(&self, side: Side) -> Result<u16> {
+        // Free for both: QUIC wants the one and the others the other.
+        self.at(side, || {
+            let tcp = TcpListener::bind("127.0.0.1:0")?;
+            let port = tcp.local_addr()?.port();
+            let _udp = UdpSocket::bind(("127.0.0.1", port))?;
+            Ok(port)
+        })
+    }
+
+    /// Runs `f` on one side; what it opens stays there.
+    pub(super) fn at<T: Send>(&self, side: Side, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let Some(wan) = &self.wan else { return f() };
+        let namespace: &Namespace = if side == Side::Hub { &wan.hub } else { &wan.board };
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                namespace.enter()?;
+                f()
+            });
+            thread.join().map_err(|_| anyhow!("a thread panicked"))?
+        })
+    }
+
+    /// Connects from a side, without waiting for small writes to gather.
+    pub(super) fn connect(&self, from: Side, addr: SocketAddr) -> Result<TcpStream> {
+        self.at(from, || {
+            let stream = TcpStream::connect(addr).with_context(|| addr.to_string())?;
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        })
+    }
+
+    /// Starts a program on a side; what it says goes to `NAME.log`.
+    pub(super) fn start(&self, side: Side, command: &mut Command) -> Result<Proc> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let name = Path::new(&program).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let log = File::options().create(true).append(true).open(self.file(&format!("{name}.log")))?;
+        command.current_dir(self.dir()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.at(side, || Ok(Proc(command.spawn().with_context(|| program.clone())?)))
+    }
+
+    /// Waits until somebody listens at a port of a side.
+    pub(super) fn wait_port(&self, side: Side, port: u16) -> Result<()> {
+        self.at(side, || until(&format!("port {port}"), 20, || TcpStream::connect(("127.0.0.1", port)).ok()))
+            .map_err(|error| self.explain(error))?;
+        Ok(())
+    }
+
+    /// The error with the end of what the programs said.
+    pub(super) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let files = std::fs::read_dir(self.dir()).into_iter().flatten().flatten();
+        let logs = files.filter(|f| f.path().extension().is_some_and(|e| e == "log"));
+        let said = logs.filter_map(|f| std::fs::read_to_string(f.path()).ok()).map(|text| {
+            let lines: Vec<&str> = text.lines().collect();
+            lines[lines.len().saturating_sub(8)..].join("\n")
+        });
+        let said = said.collect::<Vec<_>>().join("\n");
+        if said.is_empty() { error } else { error.context(format!("its programs said:\n{said}")) }
+    }
+}
+
+/// Runs a program to its end; what it said first, for its version.
+pub(super) fn first_line(program: &str, args: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(args).stdin(Stdio::null()).output();
+    let output = output.with_context(|| program.to_owned())?;
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    match text.lines().find(|line| !line.trim().is_empty()) {
+        Some(line) => Ok(line.trim().to_owned()),
+        None => bail!("{program} said nothing"),
+    }
+}

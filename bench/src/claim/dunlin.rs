@@ -1,9 +1,9 @@
 //! Dunlin itself: the real hub as a process, and for workers either real agents that run `true`, or bare ones in this
 //! process that speak the protocol and start nothing, so that a queue is measured beside queues.
 
+use super::Said;
 use super::peers::{JOB, Submitter, System, Wire, exactly, line, put, wire};
 use super::site::{BOUND, Proc, Side, Site, until};
-use super::{Options, Said};
 use crate::line::Line;
 use anyhow::{Context, Result, bail, ensure};
 use dunlin_agent::link::client_tls;
@@ -18,7 +18,7 @@ use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, TransportConfig}
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::net::{SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -41,7 +41,7 @@ pub(super) struct Dunlin {
 
 impl Dunlin {
     /// Starts the hub; with `real` its workers will be real agents.
-    pub(super) fn start(options: &Options, site: Site, real: bool) -> Result<Self> {
+    pub(super) fn start(bin: &Path, site: Site, real: bool) -> Result<Self> {
         let (quic, http) = (site.port(Side::Hub)?, site.port(Side::Hub)?);
         let config = format!(
             "quic = \"0.0.0.0:{quic}\"\nhttp = \"127.0.0.1:{http}\"\nadvertise = [\"{}:{quic}\"]\n[api]\n\
@@ -53,12 +53,12 @@ impl Dunlin {
                       args = [{ re = '.*' }]\n";
         site.write("policy.toml", policy)?;
         site.write("agent.toml", "telemetry = false\n")?;
-        let mut command = Command::new(options.bin.join("dunlin-hub"));
+        let mut command = Command::new(bin.join("dunlin-hub"));
         command.args(["serve", "--config", "hub.toml", "--data", "hub"]);
         let hub = site.start(Side::Hub, &mut command)?;
         site.wait_port(Side::Hub, http)?;
         let token = std::fs::read_to_string(site.file("hub/owner.token"))?.trim().to_owned();
-        Ok(Self { agents: Vec::new(), _hub: hub, site, bin: options.bin.clone(), real, quic, http, token })
+        Ok(Self { agents: Vec::new(), _hub: hub, site, bin: bin.to_owned(), real, quic, http, token })
     }
 
     /// A connection to the API.
@@ -125,7 +125,7 @@ impl Dunlin {
                     if let Ok(Err(error)) = ended
                         && error.downcast_ref::<std::sync::mpsc::SendError<Said>>().is_none()
                     {
-                        tracing_line(&error);
+                        say_if_asked(&error);
                     }
                 }
                 Ok(())
@@ -138,7 +138,7 @@ impl Dunlin {
     }
 }
 
-fn tracing_line(error: &anyhow::Error) {
+fn say_if_asked(error: &anyhow::Error) {
     if std::env::var_os("DUNLIN_BENCH_LOG").is_some() {
         eprintln!("a bare agent ended: {error:#}");
     }

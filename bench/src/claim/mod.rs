@@ -17,8 +17,8 @@ use crate::wan::Link;
 use anyhow::{Context, Result, ensure};
 use dunlin_hub::clock::micros;
 use floor::Floor;
-use peers::{KNOWN, Known, Submitter, System};
-use site::{BOUND, Site, first_line};
+use peers::{BEFORE, KNOWN, Known, Submitter, System};
+use site::{BOUND, Site, version};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -26,7 +26,7 @@ use std::time::Duration;
 /// How it is called.
 pub const USAGE: &str = "dunlin-bench claim [--profile loop|lan|lte|sat|bad] [--peers NAME,...|all|none] [--rounds N]
          [--json FILE] [--bin DIR]        --bin has dunlin-hub and dunlin-agent; peers: redis, rabbitmq, beanstalkd,
-         mosquitto, ssh
+         [--before DIR]                   mosquitto, ssh; --before has another dunlin-hub, to see what a change does
          [--throughput [--workers 1,64]]  durable jobs a second instead, each kind of worker so many at once";
 
 /// Longer links are measured for all systems at once.
@@ -51,6 +51,7 @@ pub struct Options {
     rounds: usize,
     json: Option<PathBuf>,
     bin: PathBuf,
+    before: Option<PathBuf>,
     throughput: bool,
     workers: Vec<usize>,
 }
@@ -68,6 +69,7 @@ impl Options {
             rounds: 0,
             json: None,
             bin: beside.unwrap_or_default(),
+            before: None,
             throughput: false,
             workers: vec![1, 64],
         };
@@ -89,6 +91,7 @@ impl Options {
                 "--rounds" => options.rounds = number(value)?,
                 "--json" => options.json = Some(value.into()),
                 "--bin" => options.bin = std::path::absolute(value).map_err(|_| bad())?,
+                "--before" => options.before = Some(std::path::absolute(value).map_err(|_| bad())?),
                 "--workers" => options.workers = value.split(',').map(number).collect::<Result<_, _>>()?,
                 _ => return Err(format!("`{arg}` is not known")),
             }
@@ -115,8 +118,10 @@ impl Options {
         }
         let mut found = Vec::new();
         for known in &KNOWN {
-            let Some((program, args)) = known.program else {
-                found.push(known);
+            let Some(program) = known.program else {
+                if known.name != BEFORE || self.before.is_some() {
+                    found.push(known);
+                }
                 continue;
             };
             if !self.peers.iter().any(|name| name == known.name) {
@@ -127,7 +132,7 @@ impl Options {
                 record.notes.push(format!("{} was not installed", known.name));
                 continue;
             }
-            record.machine.versions.insert(known.name.into(), first_line(program, args)?);
+            record.machine.versions.insert(known.name.into(), version(known.package));
             found.push(known);
         }
         Ok(found)
@@ -278,6 +283,9 @@ fn report(options: &Options, all: &[Measured], floors: &[floor::Round], record: 
     let claim = ("claim", profile);
     let floor_goal = if profile == "bad" { Goal::None } else { Goal::Most(1.3) };
     record.ratio(claim, ["dunlin", "floor"], 50, floor_goal);
+    for at in [50, 90, 99] {
+        record.ratio(claim, ["dunlin", BEFORE], at, Goal::None);
+    }
     for peer in ["redis", "rabbitmq", "beanstalkd", "mosquitto"] {
         record.ratio(claim, ["dunlin", peer], 50, Goal::None);
         // Promised beside the durable ones whose link has TLS.
@@ -307,7 +315,7 @@ mod tests {
         assert_eq!((options.profile.as_str(), options.rounds, options.throughput), ("bad", 7, true));
         assert_eq!((options.peers, options.workers), (vec!["redis".into(), "ssh".into()], vec![1, 8]));
         assert_eq!((parse("").unwrap().rounds, parse("--throughput").unwrap().rounds), (500, 5));
-        assert_eq!(parse("--peers all").unwrap().peers.len(), KNOWN.len() - 2);
+        assert_eq!(parse("--peers all").unwrap().peers.len(), KNOWN.len() - 3);
         for (text, want) in [
             ("--peers kafka", "--peers kafka"),
             ("--profile moon", "--profile moon"),

@@ -2,13 +2,15 @@
 //! or, for `loop`, nothing.
 
 use crate::wan::{Link, Namespace, Wan};
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use dunlin_hub::clock::micros;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -87,15 +89,17 @@ impl Site {
         }
     }
 
-    /// A port that is free on a side.
+    /// A port that is free on a side, and was not given before.
     pub(super) fn port(&self, side: Side) -> Result<u16> {
+        static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
         // Free for both: QUIC wants the one and the others the other.
-        self.at(side, || {
-            let tcp = TcpListener::bind("127.0.0.1:0")?;
-            let port = tcp.local_addr()?.port();
-            let _udp = UdpSocket::bind(("127.0.0.1", port))?;
-            Ok(port)
-        })
+        let free = || {
+            let tcp = TcpListener::bind("127.0.0.1:0").ok()?;
+            let port = tcp.local_addr().ok()?.port();
+            let _udp = UdpSocket::bind(("127.0.0.1", port)).ok()?;
+            GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port).then_some(port)
+        };
+        self.at(side, || until("a free port", 1, free))
     }
 
     /// Runs `f` on one side; what it opens stays there.
@@ -149,14 +153,9 @@ impl Site {
     }
 }
 
-/// Runs a program to its end; what it said first, for its version.
-pub(super) fn first_line(program: &str, args: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(args).stdin(Stdio::null()).output();
-    let output = output.with_context(|| program.to_owned())?;
-    let text = [output.stdout, output.stderr].concat();
-    let text = String::from_utf8_lossy(&text);
-    match text.lines().find(|line| !line.trim().is_empty()) {
-        Some(line) => Ok(line.trim().to_owned()),
-        None => bail!("{program} said nothing"),
-    }
+/// The version of a Debian package. Programs are not asked: rabbitmq's leaves a daemon behind.
+pub(super) fn version(package: &str) -> String {
+    let output = Command::new("dpkg-query").args(["-W", "-f", "${Version}", package]).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    if text.is_empty() { "not from a package".into() } else { text }
 }

@@ -2,7 +2,7 @@
 //! submitters as workers, each waiting for its own answer; at most two jobs a worker are under way, so nothing is
 //! measured but a queue that moves. Rounds of all systems take turns.
 
-use super::peers::{Known, System};
+use super::peers::{BEFORE, Known, System};
 use super::site::BOUND;
 use super::{Options, Said};
 use crate::record::{Goal, Record, Series};
@@ -139,7 +139,7 @@ pub(super) fn measure(options: &Options, systems: &[&'static Known], record: &mu
             let series = Series::new([&name, one.known.name, &options.profile, "jobs/s"], one.rates);
             record.series.push(series.with(one.system.durable(), &one.system.settings()));
         }
-        for (peer, promised) in [("redis", 64), ("rabbitmq", 1), ("beanstalkd", 0)] {
+        for (peer, promised) in [("redis", 64), ("rabbitmq", 1), ("beanstalkd", 0), (BEFORE, 0)] {
             let goal = match (peer, workers == promised) {
                 ("redis", true) => Goal::Least(2.0),
                 ("rabbitmq", true) => Goal::Least(1.5),

@@ -173,7 +173,7 @@ fn the_histogram_of_claims_agrees_with_what_is_seen_from_outside() {
     let (mut least_us, mut most_us) = (0, 0);
     for _ in 0..20 {
         let began = micros();
-        let id = fleet.submit(&["/bin/true"], json!({})).unwrap();
+        let id = fleet.submit(&["/usr/bin/sleep", "0"], json!({})).unwrap();
         most_us += micros() - began;
         fleet.wait_ended(&id);
     }
@@ -181,7 +181,7 @@ fn the_histogram_of_claims_agrees_with_what_is_seen_from_outside() {
     let mut waiting = Vec::new();
     for _ in 0..3 {
         let began = micros();
-        waiting.push((fleet.submit(&["/bin/true"], json!({})).unwrap(), began, micros()));
+        waiting.push((fleet.submit(&["/usr/bin/sleep", "0"], json!({})).unwrap(), began, micros()));
     }
     let undrained = micros();
     fleet.post("/v1/nodes/a/undrain", &json!({})).unwrap();

@@ -56,26 +56,36 @@ pub(super) struct Known {
     pub(super) name: &'static str,
     /// What starts it.
     pub(super) make: Make,
-    /// A program of it, and the arguments for which it says its version; `None` for Dunlin itself.
-    pub(super) program: Option<(&'static str, &'static [&'static str])>,
+    /// A program of it; `None` for Dunlin itself.
+    pub(super) program: Option<&'static str>,
     /// The Debian package that has it.
     pub(super) package: &'static str,
     /// Whether it has a throughput: ssh has no queue.
     pub(super) queues: bool,
 }
 
+/// Another build of Dunlin's hub, measured in the same run to see what a change does.
+pub(super) const BEFORE: &str = "dunlin-before";
+
 /// Every system, Dunlin first.
-pub(super) static KNOWN: [Known; 7] = [
+pub(super) static KNOWN: [Known; 8] = [
     Known {
         name: "dunlin",
-        make: |o, s| Ok(Box::new(Dunlin::start(o, s, false)?)),
+        make: |o, s| Ok(Box::new(Dunlin::start(&o.bin, s, false)?)),
         program: None,
         package: "",
         queues: true,
     },
     Known {
         name: "dunlin-agent",
-        make: |o, s| Ok(Box::new(Dunlin::start(o, s, true)?)),
+        make: |o, s| Ok(Box::new(Dunlin::start(&o.bin, s, true)?)),
+        program: None,
+        package: "",
+        queues: true,
+    },
+    Known {
+        name: BEFORE,
+        make: |o, s| Ok(Box::new(Dunlin::start(o.before.as_ref().unwrap_or(&o.bin), s, false)?)),
         program: None,
         package: "",
         queues: true,
@@ -83,35 +93,35 @@ pub(super) static KNOWN: [Known; 7] = [
     Known {
         name: "redis",
         make: |_, s| Ok(Box::new(redis::Redis::start(s)?)),
-        program: Some(("redis-server", &["--version"])),
+        program: Some("redis-server"),
         package: "redis-server",
         queues: true,
     },
     Known {
         name: "rabbitmq",
         make: |_, s| Ok(Box::new(rabbitmq::Rabbit::start(s)?)),
-        program: Some(("rabbitmqctl", &["version"])),
+        program: Some("rabbitmq-server"),
         package: "rabbitmq-server",
         queues: true,
     },
     Known {
         name: "beanstalkd",
         make: |_, s| Ok(Box::new(beanstalkd::Beanstalk::start(s)?)),
-        program: Some(("beanstalkd", &["-v"])),
+        program: Some("beanstalkd"),
         package: "beanstalkd",
         queues: true,
     },
     Known {
         name: "mosquitto",
         make: |_, s| Ok(Box::new(mosquitto::Mosquitto::start(s)?)),
-        program: Some(("mosquitto", &["-h"])),
+        program: Some("mosquitto"),
         package: "mosquitto",
         queues: false,
     },
     Known {
         name: "ssh",
         make: |_, s| Ok(Box::new(ssh::Ssh::start(s)?)),
-        program: Some(("ssh", &["-V"])),
+        program: Some("ssh"),
         package: "openssh-server",
         queues: false,
     },

@@ -35,6 +35,7 @@ impl Rabbit {
         let (names, nodes) = (site.port(Side::Hub)?.to_string(), site.port(Side::Hub)?.to_string());
         // Erlang's port mapper, which would otherwise stay behind as a daemon.
         let mapper = site.start(Side::Hub, Command::new("epmd").args(["-port", &names]))?;
+        site.wait_port(Side::Hub, names.parse()?)?;
         let mut command = Command::new(SCRIPT);
         for (name, value) in [
             ("HOME", site.dir().to_owned()),

@@ -56,12 +56,14 @@ pub(super) struct Again {
     blind: Vec<u64>,
     // Until when what was said before may still hold its stream up.
     behind: u64,
+    // Until when something may be under way that a grant must not overtake: what narrows the policy, what ends an attempt.
+    first: u64,
 }
 
 impl Again {
     pub(super) fn new() -> Self {
         let (prober, waiting) = (Prober::new(false), BTreeMap::new());
-        Self { prober, waiting, losses: Losses::default(), blind: Vec::new(), behind: 0 }
+        Self { prober, waiting, losses: Losses::default(), blind: Vec::new(), behind: 0, first: 0 }
     }
 
     /// Packets that were sent and lost on this connection so far.
@@ -72,6 +74,12 @@ impl Again {
     /// A message goes out; `room` is the size of the largest datagram, in bytes.
     pub(super) fn handle_sent(&mut self, message: &ToAgent, now: u64, rtt_ms: u64, room: usize) {
         let held_up = now < std::mem::replace(&mut self.behind, now + 2 * rtt_ms);
+        if !matches!(
+            message,
+            ToAgent::Grant(_) | ToAgent::Ack { .. } | ToAgent::Renewed { .. } | ToAgent::Moved
+        ) {
+            self.first = self.behind;
+        }
         let ToAgent::Grant(grant) = message else { return };
         let again = FromHub::Again(Box::new(message.clone()));
         let Ok(bytes) = postcard::to_stdvec(&again) else { return };
@@ -86,7 +94,7 @@ impl Again {
         // Past its lease a repeated grant would only be accepted to wait.
         self.waiting.insert(grant.fence, Waiting { bytes, until: now + grant.lease_ms });
         self.prober.handle_sent(now, rtt_ms);
-        if self.losses.are_common() {
+        if self.losses.are_common() && now >= self.first {
             // Late enough to be lost by itself, early enough to be there before QUIC's next try leaves.
             self.blind.push(now + rtt_ms * 3 / 10);
             self.blind.extend(held_up.then_some(now));
@@ -214,6 +222,11 @@ mod tests {
         again.handle_packets([40, 2]);
         again.handle_sent(&ToAgent::Moved, 900, 200, 1200);
         assert_eq!(copies(&mut again), [1_000, 1_060]);
+        // What a grant must not overtake comes first: the copy waits until it is missed.
+        let mut after_overlay = Again::new();
+        after_overlay.handle_packets([40, 2]);
+        after_overlay.handle_sent(&ToAgent::Keys(vec![]), 900, 200, 1200);
+        assert!(copies(&mut after_overlay).is_empty());
         // Answered: nothing more is due.
         again.handle_heard(&ToHub::Accepted { fence: Fence(1) });
         assert_eq!(again.poll_timeout(), None);

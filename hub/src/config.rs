@@ -52,6 +52,8 @@ struct Raw {
     #[serde(default)]
     queue: RawQueue,
     #[serde(default)]
+    link: RawLink,
+    #[serde(default)]
     api: RawApi,
     timing: Option<Timing>,
 }
@@ -67,6 +69,12 @@ struct RawStore {
 struct RawQueue {
     max: Option<u64>,
     keep: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLink {
+    connections_max: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -139,6 +147,8 @@ pub struct Config {
     pub queue_max: u64,
     /// Tasks kept per terminal state.
     pub keep_tasks: u64,
+    /// Connections of agents at once; more are told when to come again.
+    pub connections_max: usize,
     /// API requests per second and token.
     pub rate_per_s: u32,
     /// API requests at once per token.
@@ -220,6 +230,12 @@ impl Config {
             store_bytes_max: range("store.max_mib", raw.store.max_mib.unwrap_or(8192), 16, 1 << 20)? << 20,
             queue_max: range("queue.max", raw.queue.max.unwrap_or(1_000_000), 1, 100_000_000)?,
             keep_tasks: range("queue.keep", raw.queue.keep.unwrap_or(50_000), 1, 10_000_000)?,
+            connections_max: range(
+                "link.connections_max",
+                raw.link.connections_max.unwrap_or(20_000),
+                1,
+                1_000_000,
+            )? as usize,
             rate_per_s: range("api.rate_per_s", raw.api.rate_per_s.unwrap_or(50).into(), 1, 1_000_000)?
                 as u32,
             burst: range("api.burst", raw.api.burst.unwrap_or(200).into(), 1, 1_000_000)? as u32,

@@ -149,6 +149,10 @@ pub enum Request {
     Drain(NodeName, bool),
     /// Refuse a node's key for good.
     Revoke(NodeName),
+    /// Ask a node whether it is there; its silence in the view tells.
+    Probe(NodeName),
+    /// Take it that a node is down, if it has been silent for so many milliseconds.
+    ReportDown(NodeName, u64),
     /// Make a ticket's record: spec, life in milliseconds.
     Invite {
         /// What the node will be.
@@ -191,7 +195,7 @@ pub enum Answer {
     Why(Why),
     /// To `Nodes`.
     Nodes(Vec<NodeView>),
-    /// To `Node`, `Drain` and `Revoke`.
+    /// To `Node`, `Drain`, `Revoke`, `Probe` and `ReportDown`.
     Node(Box<NodeView>),
     /// To `Invite`: the ticket text, and when it ends in milliseconds since the epoch.
     Ticket {

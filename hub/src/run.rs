@@ -82,7 +82,7 @@ async fn run(
     tracing::info!(subsystem = "scheduler", %fleet, "running");
     let lines = Lines { events: events.clone(), outboxes, peers: peers.clone() };
     let keeping = tokio::spawn(keep_peers(peers, sessions.clone()));
-    let accepting = tokio::spawn(link::accept(endpoint.clone(), lines));
+    let accepting = tokio::spawn(link::accept(endpoint.clone(), lines, config.connections_max));
     tracing::info!(subsystem = "quic", addr = %bound, key = %identity.public(), "listening");
     tracing::info!(subsystem = "http", addr = %http, posture = config.posture().as_str(), "listening");
     let state = ApiState::new(store, events, newest_rx, config.rate_per_s, config.burst);

@@ -1,5 +1,6 @@
 //! Why a connection was closed: one code each, shown in both logs and in `dunlin-agent status`.
 
+use crate::limits;
 use std::fmt;
 
 macro_rules! close_codes {
@@ -64,6 +65,22 @@ close_codes! {
     Flooding = 14, "flooding", true;
     /// Nothing was said on a new connection in time.
     NoHello = 15, "no_hello", true;
+    /// The hub has as much to do as it can; its reason says when to come again.
+    Busy = 16, "busy", true;
+}
+
+impl CloseCode {
+    /// The reason to close with: the word, and behind it in how many milliseconds to come again.
+    pub fn reason(self, retry_after_ms: Option<u64>) -> String {
+        retry_after_ms.map_or(self.as_str().to_owned(), |ms| format!("{self} {ms}"))
+    }
+}
+
+/// In how many milliseconds the peer that closed with this reason wants us again; never more than
+/// [`limits::RETRY_AFTER_MS_MAX`], whatever it says.
+pub fn retry_after_ms(reason: &[u8]) -> Option<u64> {
+    let (_, ms) = std::str::from_utf8(reason).ok()?.split_once(' ')?;
+    ms.parse().ok().map(|ms: u64| ms.min(limits::RETRY_AFTER_MS_MAX))
 }
 
 impl fmt::Display for CloseCode {
@@ -74,7 +91,7 @@ impl fmt::Display for CloseCode {
 
 #[cfg(test)]
 mod tests {
-    use super::CloseCode;
+    use super::*;
 
     #[test]
     fn codes_round_trip() {
@@ -82,5 +99,16 @@ mod tests {
             assert_eq!(CloseCode::from_code(code as u64), Some(code));
         }
         assert_eq!(CloseCode::from_code(9999), None);
+    }
+
+    #[test]
+    fn a_busy_hub_says_when_to_come_again_and_cannot_say_never() {
+        let reason = |ms| CloseCode::Busy.reason(ms).into_bytes();
+        assert_eq!(retry_after_ms(&reason(Some(1500))), Some(1500));
+        assert_eq!(retry_after_ms(&reason(Some(u64::MAX))), Some(limits::RETRY_AFTER_MS_MAX));
+        assert_eq!(retry_after_ms(&reason(None)), None);
+        for wrong in [&b"busy soon"[..], b"busy -1", b"busy 99999999999999999999999", b"\xff 5", b""] {
+            assert_eq!(retry_after_ms(wrong), None, "{wrong:?}");
+        }
     }
 }

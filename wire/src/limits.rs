@@ -94,3 +94,5 @@ pub const WAKE_MAX: usize = 4096;
 pub const RESULT_MAX: usize = 8 * 1024;
 /// Largest count (tokens, cost) of one job: what a JSON number carries exactly.
 pub const COUNT_MAX: u64 = 1 << 53;
+/// Longest time that a hub can tell an agent to stay away, in milliseconds.
+pub const RETRY_AFTER_MS_MAX: u64 = 10 * 60_000;

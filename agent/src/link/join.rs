@@ -52,7 +52,7 @@ pub async fn join(ticket: &Ticket, pkcs8: &[u8]) -> Result<Joined, JoinError> {
                         return Ok(joined);
                     }
                     Ok(None) => super::close_word(&connection),
-                    Err(_) => super::Failure { text: "no answer".into(), word: None },
+                    Err(_) => super::Failure::new("no answer".into()),
                 },
                 Err(failure) => failure,
             };
@@ -98,6 +98,9 @@ fn fix(code: CloseCode) -> &'static str {
             "the name or this key is enrolled already; revoke it or choose another name"
         }
         CloseCode::Revoked => "this device key was revoked; start over with another --data",
+        CloseCode::Busy => {
+            "the hub has as many connections as its `link.connections_max` allows; try again later"
+        }
         CloseCode::UnsupportedGeneration => "update the agent or the hub",
         _ => "see the hub's log",
     }

@@ -17,6 +17,7 @@ use crate::core::uplinks::{POSTURE, Uplink};
 use crate::event::{Effect, Event};
 use crate::files::Files;
 use crate::store::Store;
+use dunlin_wire::close::retry_after_ms;
 use dunlin_wire::message::{Numbered, Profile};
 use dunlin_wire::telemetry::Sample;
 use dunlin_wire::window::FlooredConfig;
@@ -168,6 +169,7 @@ pub async fn run(
             let attempt = if cap { 30 } else { failures - 1 };
             let most = if config.profile == Profile::Metered { BACKOFF_MS_METERED } else { BACKOFF_MS_MAX };
             let wait = backoff::reconnect_ms(attempt, BACKOFF_MS, most, random());
+            let wait = wait.max(error.retry_after_ms.unwrap_or(0));
             let (posture, text) = (POSTURE, &error.text);
             tracing::warn!(%hub, label, posture, error = %text, retry_ms = wait, failures, "no connection");
             let last = Some(error.word.unwrap_or(error.text));
@@ -199,6 +201,14 @@ struct Failure {
     text: String,
     /// The hub's close code, when it closed with one.
     word: Option<String>,
+    /// In how many milliseconds it wants us again.
+    retry_after_ms: Option<u64>,
+}
+
+impl Failure {
+    fn new(text: String) -> Self {
+        Self { text, word: None, retry_after_ms: None }
+    }
 }
 
 /// An endpoint for one connection: its packets are told by the socket that they come to, so the hub need not name a
@@ -217,7 +227,7 @@ async fn connect(
     client: &ClientConfig,
     bytes: &Arc<AtomicU64>,
 ) -> Result<(Endpoint, Connection, Option<ZeroRttAccepted>), Failure> {
-    let fail = |text: String| Failure { text, word: None };
+    let fail = Failure::new;
     let found = tokio::net::lookup_host(hub).await.map_err(|e| fail(format!("cannot resolve: {e}")))?;
     let mut last = fail("the name has no address".into());
     for addr in found {
@@ -241,20 +251,16 @@ async fn connect(
 }
 
 fn failure(error: &quinn::ConnectionError) -> Failure {
-    let code = match error {
-        quinn::ConnectionError::ApplicationClosed(close) => {
-            CloseCode::from_code(close.error_code.into_inner())
-        }
-        _ => None,
-    };
-    Failure { text: error.to_string(), word: code.map(|c| c.as_str().to_owned()) }
+    let mut failure = Failure::new(error.to_string());
+    if let quinn::ConnectionError::ApplicationClosed(close) = error {
+        failure.word = CloseCode::from_code(close.error_code.into_inner()).map(|c| c.as_str().to_owned());
+        failure.retry_after_ms = retry_after_ms(&close.reason);
+    }
+    failure
 }
 
 fn close_word(connection: &Connection) -> Failure {
-    match connection.close_reason() {
-        Some(error) => failure(&error),
-        None => Failure { text: "closed".into(), word: None },
-    }
+    connection.close_reason().map_or_else(|| Failure::new("closed".into()), |error| failure(&error))
 }
 
 fn client_config(

@@ -93,6 +93,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/nodes/{name}/drain", post(nodes::drain))
         .route("/v1/nodes/{name}/undrain", post(nodes::undrain))
         .route("/v1/nodes/{name}/revoke", post(nodes::revoke))
+        .route("/v1/nodes/{name}/report-down", post(nodes::report_down))
         .route("/v1/invites", post(nodes::invite))
         .route("/v1/keys", post(signed::push_keys))
         .route("/v1/policy", post(overlays::push))

@@ -5,6 +5,8 @@ use super::body::{self, Fields};
 use super::error::ApiError;
 use super::tasks::{json_body, query};
 use super::{ApiState, mismatch};
+use crate::clock;
+use crate::core::health::Health;
 use crate::core::node::NodeSpec;
 use crate::event::AuditRecord;
 use crate::event::{Answer, Request};
@@ -15,9 +17,15 @@ use dunlin_wire::message::{Profile, Role};
 use dunlin_wire::{NodeName, Tag, limits};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// Life of a ticket that names none, in milliseconds.
 const INVITE_MS: u64 = 24 * 3_600_000;
+/// How long a node that is said to be down has to answer.
+const PROBE: Duration = Duration::from_secs(3);
+/// How often it is looked whether it did.
+const PROBE_STEP: Duration = Duration::from_millis(50);
 
 fn name(text: &str) -> Result<NodeName, ApiError> {
     text.parse().map_err(|_| ApiError::not_found("node", text))
@@ -68,6 +76,36 @@ pub(super) async fn revoke(
     Path(text): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     node(&state, &actor, Request::Revoke(name(&text)?)).await
+}
+
+/// Somebody says that a node is down. It is asked first: who reports may have lost the way himself.
+pub(super) async fn report_down(
+    State(state): State<ApiState>,
+    Extension(actor): Extension<Actor>,
+    Path(text): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let name = name(&text)?;
+    let view = async |request| match state.ask(&actor, request).await? {
+        Answer::Node(view) => Ok(view),
+        _ => Err(mismatch()),
+    };
+    view(Request::Probe(name.clone())).await?;
+    let asked = clock::now().mono;
+    let since = || clock::now().mono.saturating_sub(asked);
+    let answered = async || {
+        loop {
+            tokio::time::sleep(PROBE_STEP).await;
+            let silent_ms = view(Request::Node(name.clone())).await?.silent_ms;
+            if silent_ms.is_some_and(|ms| ms < since()) {
+                return Ok::<_, ApiError>(());
+            }
+        }
+    };
+    if let Ok(answered) = timeout(PROBE, answered()).await {
+        answered?;
+    }
+    let now = view(Request::ReportDown(name, since())).await?;
+    Ok(Json(json!({"honoured": now.health == Health::Offline, "health": now.health.as_str()})))
 }
 
 pub(super) async fn invite(

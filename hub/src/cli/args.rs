@@ -283,6 +283,11 @@ pub(super) enum NodeCommand {
         /// The node.
         name: String,
     },
+    /// Say that it is down. The hub asks it first, for 3 s, and believes the node.
+    ReportDown {
+        /// The node.
+        name: String,
+    },
     /// Give it work again.
     Undrain {
         /// The node.

@@ -231,6 +231,13 @@ fn node(client: &Client, command: NodeCommand) -> Result<(), Failure> {
             client.post(&format!("/v1/nodes/{name}/undrain"), &none)?;
             println!("{name} takes work again");
         }
+        NodeCommand::ReportDown { name } => {
+            let answer = client.post(&format!("/v1/nodes/{name}/report-down"), &none)?;
+            match answer["honoured"].as_bool() {
+                Some(true) => println!("{name} did not answer: it is offline"),
+                _ => println!("{name} answered: it is {}", answer["health"].as_str().unwrap_or("?")),
+            }
+        }
         NodeCommand::Revoke { name } => {
             client.post(&format!("/v1/nodes/{name}/revoke"), &none)?;
             println!("{name} is revoked: its key will never be let in again");

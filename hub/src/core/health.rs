@@ -64,6 +64,11 @@ impl Pulse {
         self.become_(Health::Offline)
     }
 
+    /// Somebody said that it is down, and it did not answer when asked.
+    pub fn handle_reported_down(&mut self) -> Option<Health> {
+        self.become_(Health::Offline)
+    }
+
     /// When silence next changes the state.
     pub fn poll_timeout(&self, heartbeat_ms: u64, timing: &Timing) -> Option<u64> {
         let beats = match self.health {

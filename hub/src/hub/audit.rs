@@ -41,6 +41,7 @@ pub(super) fn row(request: &Request) -> Option<Row> {
         Request::Drain(name, true) => ("node.drain", name.to_string()),
         Request::Drain(name, false) => ("node.undrain", name.to_string()),
         Request::Revoke(name) => ("node.revoke", name.to_string()),
+        Request::ReportDown(name, _) => ("node.report_down", name.to_string()),
         Request::Invite { node, .. } => ("node.invite", node.name.to_string()),
         Request::PushKeys(_) => ("keys.push", String::new()),
         Request::PushOverlay { node, .. } => {
@@ -48,9 +49,12 @@ pub(super) fn row(request: &Request) -> Option<Row> {
         }
         Request::Halt => ("fleet.halt", String::new()),
         Request::Resume => ("fleet.resume", String::new()),
-        Request::Why(_) | Request::Nodes | Request::Node(_) | Request::Recent(_) | Request::Metrics => {
-            return None;
-        }
+        Request::Why(_)
+        | Request::Nodes
+        | Request::Node(_)
+        | Request::Probe(_)
+        | Request::Recent(_)
+        | Request::Metrics => return None,
     };
     let detail = match request {
         Request::Submit { spec, .. } => Some(asked(&spec.job)),

@@ -5,7 +5,7 @@ use crate::core::node::{Invite, NodeSpec};
 use crate::core::step::{Input, Refusal};
 use crate::core::task::{State, Task, TaskSpec};
 use crate::core::timer::Timer;
-use crate::event::{Answer, ApiRefusal, Recent, Request};
+use crate::event::{Answer, ApiRefusal, Effect, Recent, Request};
 use crate::store::StoreError;
 use dunlin_wire::job::CancelledBy;
 use dunlin_wire::ticket::Ticket;
@@ -42,6 +42,8 @@ impl Hub {
             }),
             Request::Drain(name, on) => self.drain(&name, on, turn),
             Request::Revoke(name) => self.revoke(&name, turn),
+            Request::Probe(name) => Ok(self.probe(&name, turn)),
+            Request::ReportDown(name, silent_ms) => self.report_down(&name, silent_ms, turn),
             Request::Invite { node, ttl_ms } => self.invite(node, ttl_ms, turn),
             Request::PushKeys(bytes) => self.push_keys(bytes, turn),
             Request::PushOverlay { node, overlay } => self.push_overlay(node, *overlay, turn),
@@ -151,6 +153,25 @@ impl Hub {
                 self.close(conn, CloseCode::Revoked, turn);
             }
             self.seat(name);
+        }
+        Ok(self.node_answer(name, turn))
+    }
+
+    fn probe(&self, name: &NodeName, turn: &mut Turn<'_>) -> Result<Answer, ApiRefusal> {
+        if let Some(session) = self.members.get(name).and_then(|m| m.session.as_ref()) {
+            turn.effects.push(Effect::Ask(session.conn));
+        }
+        self.node_answer(name, turn)
+    }
+
+    /// A node that was heard meanwhile is up, whoever says otherwise. Only its health changes: what it holds is held
+    /// until the lease is over.
+    fn report_down(&mut self, name: &NodeName, silent_ms: u64, turn: &mut Turn<'_>) -> Answered {
+        if let Some(member) = self.members.get_mut(name)
+            && turn.now.mono.saturating_sub(member.pulse.heard()) >= silent_ms
+            && let Some(left) = member.pulse.handle_reported_down()
+        {
+            self.handle_health_changed(name, left, turn)?;
         }
         Ok(self.node_answer(name, turn))
     }

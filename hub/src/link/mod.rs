@@ -33,6 +33,8 @@ const HANDSHAKES_MAX: usize = 256;
 const IDLE: Duration = Duration::from_secs(900);
 /// Packets that an agent may leave unacknowledged for QUIC's usual delay.
 const ACK_EVERY: u32 = 4;
+/// In how many milliseconds an agent that is shed may come again: drawn, so that they do not all come at once.
+const SHED_MS: std::ops::Range<u64> = 1_000..16_000;
 /// Datagrams that may wait, in bytes.
 const DATAGRAMS: usize = 16 * 1024;
 /// How long a handshake, and then the first message, may take.
@@ -94,7 +96,7 @@ impl Outbox {
 
     /// Closes the connection.
     pub fn close(&self, code: CloseCode) {
-        self.connection.close(VarInt::from_u32(code as u32), code.as_str().as_bytes());
+        self.connection.close(VarInt::from_u32(code as u32), code.reason(None).as_bytes());
     }
 }
 
@@ -182,10 +184,12 @@ fn transport() -> TransportConfig {
     transport
 }
 
-/// Accepts connections until the endpoint is closed.
-pub async fn accept(endpoint: Endpoint, lines: Lines) {
+/// Accepts connections until the endpoint is closed, `connections_max` of them at once. What is more, or comes while
+/// the loop is far behind, is told when to come again.
+pub async fn accept(endpoint: Endpoint, lines: Lines, connections_max: usize) {
     let next = AtomicU64::new(1);
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let seats = Arc::new(Semaphore::new(connections_max));
     while let Some(incoming) = endpoint.accept().await {
         // Under load a stranger must first show that it is where it says (RFC 9000 section 8.1.2); agents have a token.
         if handshakes.available_permits() < HANDSHAKES_MAX / 2
@@ -195,11 +199,21 @@ pub async fn accept(endpoint: Endpoint, lines: Lines) {
             let _ = incoming.retry();
             continue;
         }
-        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+        let Ok(handshake) = handshakes.clone().try_acquire_owned() else {
             incoming.refuse();
             continue;
         };
-        let conn = ConnId(next.fetch_add(1, Ordering::Relaxed));
-        tokio::spawn(session::serve(conn, incoming, lines.clone(), permit));
+        let behind = lines.events.capacity() < lines.events.max_capacity() / 4;
+        match seats.clone().try_acquire_owned().ok().filter(|_| !behind) {
+            Some(seat) => {
+                let conn = ConnId(next.fetch_add(1, Ordering::Relaxed));
+                let served = session::serve(conn, incoming, lines.clone(), handshake);
+                tokio::spawn(async move {
+                    served.await;
+                    drop(seat);
+                });
+            }
+            None => drop(tokio::spawn(session::shed(incoming, handshake))),
+        }
     }
 }

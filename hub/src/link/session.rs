@@ -1,7 +1,7 @@
 //! One connection: a control stream both ways, and upload streams in.
 
 use super::again::Again;
-use super::{HELLO, Lines, OUTBOX_MAX, Outbox, Said};
+use super::{HELLO, Lines, OUTBOX_MAX, Outbox, SHED_MS, Said};
 use crate::clock;
 use crate::event::{ConnId, Event};
 use dunlin_wire::datagram::{FromAgent, FromHub};
@@ -86,6 +86,18 @@ pub(super) async fn serve(
     let why = connection.closed().await;
     tracing::debug!(%peer, conn = conn.0, %why, "disconnected");
     let _ = lines.events.send(Event::Closed { conn, key, by: code, traffic: to_agent.traffic() }).await;
+}
+
+/// Tells an agent when to come again. That takes the handshake, which is what this costs.
+pub(super) async fn shed(incoming: quinn::Incoming, handshake: OwnedSemaphorePermit) {
+    let peer = incoming.remote_address();
+    let Ok(connecting) = incoming.accept() else { return };
+    let Ok(Ok(connection)) = timeout(HELLO, connecting).await else { return };
+    let after_ms = fastrand::u64(SHED_MS);
+    tracing::debug!(%peer, after_ms, "too busy for one more");
+    let code = CloseCode::Busy;
+    connection.close(VarInt::from_u32(code as u32), code.reason(Some(after_ms)).as_bytes());
+    drop(handshake);
 }
 
 /// Waits until what a peer says is surely its own. `None` when the connection ended instead.

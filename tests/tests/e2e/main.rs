@@ -5,6 +5,7 @@
 mod api;
 mod board;
 mod boards;
+mod clock;
 mod faults;
 mod https;
 mod install;

@@ -35,6 +35,22 @@ fn a_stopped_agent_degrades_goes_down_once_and_comes_back() {
 }
 
 #[test]
+fn a_node_is_asked_before_somebody_is_believed_that_it_is_down() {
+    let (_dir, fleet) = fleet_with("[timing]\nheartbeat_ms = 20000\nlease_ms_min = 30000\nmargin_ms = 300\n");
+    let _hub = fleet.start_hub().unwrap();
+    let a = fleet.add_agent("a", &[]).unwrap();
+    let report = || fleet.post("/v1/nodes/a/report-down", &json!({})).unwrap();
+    assert_eq!(report(), json!({"honoured": false, "health": "healthy"}));
+    a.proc.signal("STOP");
+    assert_eq!(report(), json!({"honoured": true, "health": "offline"}));
+    assert_eq!(report()["honoured"], true, "it is still down");
+    a.proc.signal("CONT");
+    fleet.wait_health("a", "healthy");
+    assert_eq!(kinds(&fleet, "a").iter().filter(|k| *k == "node.down").count(), 1);
+    assert_eq!(fleet.call("POST", "/v1/nodes/nobody/report-down", Some(&json!({}))).unwrap().0, 404);
+}
+
+#[test]
 fn a_grant_to_a_stopped_agent_comes_back_and_counts() {
     let (_dir, fleet) =
         fleet_with("[timing]\nheartbeat_ms = 2000\nlease_ms_min = 3000\nmargin_ms = 300\naccept_ms = 700\n");

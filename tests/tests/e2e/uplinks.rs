@@ -18,6 +18,28 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
+fn a_hub_with_enough_to_do_says_when_to_come_again() {
+    let (_dir, fleet) = fleet_with(&format!("{FAST}\n[link]\nconnections_max = 1\n"));
+    let _hub = fleet.start_hub().unwrap();
+    fleet.enrol("a", &[]).unwrap();
+    fleet.enrol("b", &[]).unwrap();
+    let mut a = fleet.start_agent("a").unwrap();
+    fleet.wait_health("a", "healthy");
+    let _b = fleet.start_agent("b").unwrap();
+    until("the agent is told to come again", || fleet.logged("b").contains("busy").then_some(()));
+    let log = fleet.logged("b");
+    let wait = log.lines().find_map(|line| {
+        let (_, rest) = line.split_once("retry_ms=").filter(|_| line.contains("busy"))?;
+        rest.split(' ').next()?.parse::<u64>().ok()
+    });
+    // By its own back-off it would have come again within 200 ms.
+    assert!(wait.is_some_and(|ms| ms >= 1000), "{log}");
+    a.proc.signal("TERM");
+    fleet.wait_health("b", "healthy");
+    assert_eq!(a.proc.wait(), Some(0));
+}
+
+#[test]
 fn the_second_uplink_is_used_when_the_first_is_dead() {
     // The ticket leads nowhere: only the board's own file knows the way, when it joins and when it runs.
     // Bound for the whole test, so that nobody else gets the port, and read by nobody.

@@ -5,6 +5,7 @@ use crate::claim::Said;
 use crate::claim::site::{Proc, Side, Site, until};
 use anyhow::{Context, Result, bail, ensure};
 use dunlin_hub::clock::micros;
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::mpsc::Sender;
 
@@ -109,14 +110,26 @@ impl System for Rabbit {
             channel.consume("jobs", 0)?;
             let tell = tell.clone();
             spawn("rabbitmq", move || {
+                // Results are numbered from 1 as they are published; one confirm may be for several.
+                let (mut published, mut open) = (0u64, BTreeSet::new());
                 loop {
                     match channel.hear()? {
                         Saying::Deliver(tag) => {
                             tell.send(Said::Claimed(micros()))?;
                             let ack = method((60, 80), &[&tag[..], &[0]].concat());
+                            published += 1;
+                            open.insert(published);
                             put(&mut channel.wire, &[publish("results"), ack].concat())?;
                         }
-                        Saying::Ack => tell.send(Said::Settled)?,
+                        Saying::Ack { tag, multiple } => {
+                            let tag = u64::from_be_bytes(tag);
+                            let from = if multiple { 0 } else { tag };
+                            let confirmed: Vec<u64> = open.range(from..=tag).copied().collect();
+                            for one in confirmed {
+                                open.remove(&one);
+                                tell.send(Said::Settled)?;
+                            }
+                        }
                         Saying::Other => {}
                     }
                 }
@@ -136,7 +149,7 @@ impl Submitter for Client {
         put(&mut self.channel.wire, &publish("jobs"))?;
         loop {
             match self.channel.hear()? {
-                Saying::Ack => return Ok(()),
+                Saying::Ack { .. } => return Ok(()),
                 Saying::Deliver(_) => self.results += 1,
                 Saying::Other => {}
             }
@@ -159,8 +172,11 @@ type Id = (u16, u16);
 enum Saying {
     /// A message, with its delivery tag.
     Deliver([u8; 8]),
-    /// A publish is confirmed.
-    Ack,
+    /// The publish with this number is confirmed, or all up to it.
+    Ack {
+        tag: [u8; 8],
+        multiple: bool,
+    },
     Other,
 }
 
@@ -223,7 +239,10 @@ impl Channel {
                     self.frame()?;
                     Ok(Saying::Deliver(tag.try_into()?))
                 }
-                (60, 80) => Ok(Saying::Ack),
+                (60, 80) => {
+                    let (tag, bits) = args.split_first_chunk::<8>().context("rabbitmq: a short confirm")?;
+                    Ok(Saying::Ack { tag: *tag, multiple: bits.first() == Some(&1) })
+                }
                 (20, 40) | (10, 50) => bail!("rabbitmq closed: {}", String::from_utf8_lossy(args)),
                 _ => Ok(Saying::Other),
             };

@@ -7,8 +7,10 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args.as_slice() {
-        ["claim"] => claim::run(1000),
-        ["claim", n] if n.parse::<usize>().is_ok() => claim::run(n.parse().unwrap_or(1000)),
+        ["claim", rest @ ..] => match claim::Options::parse(rest) {
+            Ok(options) => claim::run(&options),
+            Err(error) => return usage(&format!("dunlin-bench: {error}\n\n")),
+        },
         // The executor is this program again.
         ["executor", ..] => return dunlin_agent::commands::executor::of_parent(std::env::args_os().skip(2)),
         ["exec"] => exec::run(200),
@@ -61,7 +63,8 @@ fn main() -> ExitCode {
 
 fn usage(error: &str) -> ExitCode {
     eprintln!(
-        "{error}usage: dunlin-bench claim [ROUNDS]\n       dunlin-bench exec [ROUNDS]\n       dunlin-bench footprint --bin DIR [--parked N] [--seconds N]\n       {}\n       {}\n       {}\n       {}\n\nExit codes: 0 measured; 1 it could not, or what must be 0 is not; 3 `report --compare` found a change; 64 wrong usage.",
+        "{error}usage: {}\n       dunlin-bench exec [ROUNDS]\n       dunlin-bench footprint --bin DIR [--parked N] [--seconds N]\n       {}\n       {}\n       {}\n       {}\n\nExit codes: 0 measured; 1 it could not, or what must be 0 is not; 3 `report --compare` found a change; 64 wrong usage.",
+        claim::USAGE,
         link::USAGE,
         fleet::USAGE,
         soak::USAGE,

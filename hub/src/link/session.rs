@@ -187,6 +187,8 @@ async fn write(
         let mut bytes = Vec::new();
         let (now, rtt) = (clock::now().mono, connection.rtt().as_millis() as u64);
         let room = connection.max_datagram_size().unwrap_or(0);
+        let path = connection.stats().path;
+        lock(again).handle_packets([path.sent_packets, path.lost_packets]);
         for message in waiting.drain(..) {
             lock(again).handle_sent(&message, now, rtt, room);
             if let Err(error) = frame::push(&mut bytes, &message, limits::FRAME_MAX) {

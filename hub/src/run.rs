@@ -195,7 +195,11 @@ impl Driver {
             while let Ok((conn, outbox)) = self.new_outboxes.try_recv() {
                 self.outboxes.insert(conn, outbox);
             }
-            for effect in effects {
+            // A board that waits for its job goes before whoever is told that the job was taken: each that is told wakes
+            // a thread. Nothing orders an answer and a message, and messages keep their own order.
+            let is_answer = |effect: &Effect| matches!(effect, Effect::Reply(..) | Effect::Events(_));
+            let (answers, messages): (Vec<_>, Vec<_>) = effects.into_iter().partition(is_answer);
+            for effect in messages.into_iter().chain(answers) {
                 self.release(effect);
             }
             for conn in closed {

@@ -180,6 +180,8 @@ async fn write(Outbox { waiting, connection, said }: &Outbox, mut send: SendStre
         let mut bytes = Vec::new();
         let (now, rtt) = (clock::now().mono, connection.rtt().as_millis() as u64);
         let room = connection.max_datagram_size().unwrap_or(0);
+        let path = connection.stats().path;
+        lock(again).handle_packets([path.sent_packets, path.lost_packets]);
         for message in taken {
             lock(again).handle_sent(&message, now, rtt, room);
             if let Err(error) = frame::push(&mut bytes, &message, limits::FRAME_MAX) {

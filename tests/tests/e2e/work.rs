@@ -1,6 +1,7 @@
 //! The main job: tasks over several agents, lost boards, order of lanes.
 
 use super::{fleet, lines, sh};
+use dunlin_hub::clock::micros;
 use dunlin_tests::{Fleet, until};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -149,4 +150,48 @@ fn silence_for_too_long_is_stuck_and_output_is_progress() {
     let busy = sh(&fleet, "for i in 1 2 3 4 5 6; do echo $i; sleep 0.5; done", json!({"maxAttempts": 1}));
     assert_eq!(Fleet::outcome(&fleet.wait_ended(&quiet)), "interrupted(lease_lost)");
     assert_eq!(Fleet::outcome(&fleet.wait_ended(&busy)), "ok");
+}
+
+/// What the hub counted of claims: how many, and the sum of their waiting in milliseconds.
+fn claims(fleet: &Fleet) -> (u64, f64) {
+    let metrics = fleet.get("/metrics").unwrap();
+    let value = |name: &str| {
+        let mut lines = metrics.as_str().unwrap().lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap();
+        value.parse::<f64>().unwrap()
+    };
+    (value("dunlin_claim_latency_seconds_count") as u64, value("dunlin_claim_latency_seconds_sum") * 1e3)
+}
+
+#[test]
+fn the_histogram_of_claims_agrees_with_what_is_seen_from_outside() {
+    let (_dir, fleet) = fleet();
+    let _hub = fleet.start_hub().unwrap();
+    let _agent = fleet.add_agent("a", &["--max-concurrent", "3"]).unwrap();
+    // What bounds each claim from outside: an idle board's task is granted before its submitter is answered; one that
+    // waits is not granted before the board is free for it, nor after it has run.
+    let (mut least_us, mut most_us) = (0, 0);
+    for _ in 0..20 {
+        let began = micros();
+        let id = fleet.submit(&["/usr/bin/sleep", "0"], json!({})).unwrap();
+        most_us += micros() - began;
+        fleet.wait_ended(&id);
+    }
+    fleet.post("/v1/nodes/a/drain", &json!({})).unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..3 {
+        let began = micros();
+        waiting.push((fleet.submit(&["/usr/bin/sleep", "0"], json!({})).unwrap(), began, micros()));
+    }
+    let undrained = micros();
+    fleet.post("/v1/nodes/a/undrain", &json!({})).unwrap();
+    for (id, began, answered) in &waiting {
+        assert_eq!(Fleet::outcome(&fleet.wait_ended(id)), "ok");
+        (least_us, most_us) = (least_us + undrained - answered, most_us + micros() - began);
+    }
+    let (count, sum_ms) = claims(&fleet);
+    assert_eq!(count, 23, "as many as there were claims");
+    // The hub's clock of waiting tasks counts whole milliseconds.
+    let (least, most) = (least_us as f64 / 1e3 - 23.0, most_us as f64 / 1e3 + 23.0);
+    assert!((least..=most).contains(&sum_ms) && sum_ms > 0.0, "{least} <= {sum_ms} <= {most} ms");
 }

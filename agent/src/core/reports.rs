@@ -58,6 +58,8 @@ pub struct Reports {
     alarms: [Watched; Alarm::ALL.len()],
     before: Vec<Option<i64>>,
     read_at: BootMs,
+    // Whether it was read since the report before.
+    is_read: bool,
     urgent: bool,
 }
 
@@ -76,6 +78,7 @@ impl Reports {
             alarms: Default::default(),
             before: Vec::new(),
             read_at: 0,
+            is_read: false,
             urgent: false,
         }
     }
@@ -101,6 +104,7 @@ impl Reports {
         self.look_for_alarms(slots, &reading.values, now);
         self.before.clone_from(&reading.values);
         self.read_at = now;
+        self.is_read = true;
         self.inventory = Some(reading.inventory.clone());
     }
 
@@ -150,8 +154,11 @@ impl Reports {
         (now + every_ms / 2 >= at).then(|| self.report(now))?
     }
 
-    /// A report now: full when there is no base, or it is old, or so much changed that a packet might not hold it.
+    /// A report now, if the board was read since the one before: what nobody looked at is not unknown. Full when there is no base, or it is old, or so much changed that a packet might not hold it.
     pub fn report(&mut self, now: BootMs) -> Option<Report> {
+        if !self.is_read {
+            return None;
+        }
         let (inventory, figures) = (self.told?, self.figures()?);
         let delta = self.base.as_ref().map(|(base, known)| (*base, self.changes(known, &figures)));
         let delta = delta.filter(|(_, changes)| {
@@ -160,6 +167,7 @@ impl Reports {
         self.seq += 1;
         self.reported_at = now;
         self.sums.fill(Sum::default());
+        self.is_read = false;
         if let Some((base, figures)) = delta {
             self.since_full += 1;
             return Some(Report::Delta(Sample { seq: self.seq, inventory, base: Some(base), figures }));
@@ -171,10 +179,12 @@ impl Reports {
         Some(Report::Full(Sample { seq: self.seq, inventory, base: None, figures: known }))
     }
 
-    /// As a full report now, whatever was said before.
+    /// As a full report now, whatever was said before; when the board was not read since, as soon as it is.
     pub fn full(&mut self, now: BootMs) -> Option<Sample> {
         self.base = None;
-        match self.report(now)? {
+        let report = self.report(now);
+        self.urgent = report.is_none();
+        match report? {
             Report::Full(sample) | Report::Delta(sample) => Some(sample),
         }
     }
@@ -306,10 +316,16 @@ mod tests {
         assert_eq!(delta.base, Some(full.seq));
         assert_eq!(delta.figures, [(0, Some(Figure { mean: 170, over: 0 })), (1, None)]);
         assert_eq!(
-            reports.report(170_000).map(|_| reports.seq),
-            Some(4),
-            "no reading: everything is unknown"
+            reports.report(170_000),
+            None,
+            "nobody looked: its age tells, and nothing is called unknown"
         );
+        reports.handle_connected();
+        assert!(reports.untold().is_some() && reports.full(171_000).is_none());
+        read(&mut reports, [Some(170), None, Some(1), Some(0)], 172_000);
+        assert!(reports.is_urgent(), "a new connection waits for no more than the next reading");
+        assert_eq!(reports.full(172_000).map(|full| full.figures.len()), Some(3));
+        assert!(!reports.is_urgent());
     }
 
     #[test]

@@ -31,6 +31,9 @@ const BATCH_MAX: usize = 256;
 /// How often it is looked whether the status file is still true, in milliseconds.
 const STATUS_MS: u64 = 5_000;
 
+/// Turns of the link's tasks in a row before sockets and timers are looked at again, if there are so many to take.
+const TURNS: u32 = 4096;
+
 /// Runs the agent until it is told to stop.
 ///
 /// # Errors
@@ -166,7 +169,11 @@ fn run_link(
     commands: mpsc::Receiver<ToLink>,
     state: watch::Sender<LinkState>,
 ) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    // So that the link goes on only when quinn's own tasks have nothing left to do. Were it to go on from another socket
+    // while a reset of the connection waits between two of them, quinn-proto 0.11 would panic (`ResetToken` behind
+    // `Drained`, as in n0-computer/noq#465).
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = match runtime.event_interval(TURNS).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "the link has no runtime"),
     };
@@ -292,7 +299,12 @@ impl Agent {
                 Effect::Beat { every_ms, sample } => {
                     drop(self.commands.blocking_send(ToLink::Beat { every_ms, sample }));
                 }
-                live @ Effect::Live { .. } => drop(self.commands.try_send(ToLink::Live(live))),
+                live @ (Effect::Live { .. } | Effect::Tail { .. }) => {
+                    drop(self.commands.try_send(ToLink::Live(live)));
+                }
+                Effect::Credit { fence, stream, credit } => {
+                    drop(self.commands.blocking_send(ToLink::Credit { fence, stream, credit }));
+                }
                 Effect::Upload { fence, have } => {
                     drop(self.commands.blocking_send(ToLink::Upload { fence, have }));
                 }

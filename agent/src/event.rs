@@ -81,6 +81,26 @@ pub enum Effect {
         /// The bytes.
         bytes: Vec<u8>,
     },
+    /// The same for who follows it, as far as the hub's credit goes; a part of the output it is not.
+    Tail {
+        /// The attempt.
+        fence: Fence,
+        /// Which stream.
+        stream: Stream,
+        /// Position in it.
+        offset: u64,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// So many bytes more of an attempt's stream may be sent as `Tail`; 0 takes back what is left.
+    Credit {
+        /// The attempt.
+        fence: Fence,
+        /// Which stream.
+        stream: Stream,
+        /// Bytes.
+        credit: u64,
+    },
     /// Deliver the outcome and its output from the store: what `Live` has not sent on this connection, or from `have`.
     Upload {
         /// The attempt.

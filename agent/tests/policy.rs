@@ -203,7 +203,7 @@ fn decided(matcher: &str, more: &str, arg: &str) -> String {
     let text = format!("schema = 1\n[[rule]]\nid = \"r\"\nprogram = \"/x\"\nargs = [{matcher}]\n{more}\n");
     let policy = Policy::parse(&[("p.toml".to_owned(), text)]).unwrap();
     let argv = ["/x".to_owned(), arg.to_owned()];
-    match decide(&policy, Request { argv: &argv, cwd: None, env: &[], timeout_ms: None, signed: None }) {
+    match decide(&policy, Request { argv: &argv, ..Request::default() }) {
         Ok(_) => "allow".into(),
         Err(denial) => denial.to_string(),
     }

@@ -20,6 +20,13 @@ fn recorded() -> [Reading; 2] {
     let (first, second) = boards::nodes("orin-nano-t234-jp61");
     let dir = tempfile::tempdir().unwrap();
     boards::expand(dir.path(), &first);
+    let network = dir.path().join("proc/net/dev");
+    std::fs::create_dir_all(network.parent().unwrap()).unwrap();
+    let moved = |received: u64, sent: u64| {
+        let line = format!("eth0: {received} 0 0 0 0 0 0 0 {sent} 0 0 0 0 0 0 0\n");
+        format!("Inter-|\n face |\n{line}")
+    };
+    std::fs::write(&network, moved(1 << 30, 1 << 30)).unwrap();
     let mut reader = Reader::new(Sysroot::new(dir.path()), vec![]);
     let mut shape = Shape::default();
     shape.reading(&reader.read());
@@ -27,6 +34,8 @@ fn recorded() -> [Reading; 2] {
         let _ = std::fs::remove_file(dir.path().join(path));
         boards::put(dir.path(), path, node);
     }
+    // A board that streams: 12 Mbit/s in, half of that out.
+    std::fs::write(&network, moved((1 << 30) + (15 << 20), (1 << 30) + (7 << 20))).unwrap();
     let after = shape.reading(&reader.read());
     // Once more, so that both have the shares that take two readings.
     for (path, node) in &first {
@@ -34,6 +43,7 @@ fn recorded() -> [Reading; 2] {
             .or_else(|_| std::fs::remove_dir(dir.path().join(path)));
         boards::put(dir.path(), path, node);
     }
+    std::fs::write(&network, moved(1 << 30, 1 << 30)).unwrap();
     let mut before = shape.reading(&reader.read());
     before.inventory = after.inventory.clone();
     before.values.resize(after.values.len(), None);
@@ -105,7 +115,7 @@ fn a_day_of_telemetry_fits_its_profile() {
     println!("{slots} slots, {changing} of them change");
     assert!(slots > 20 && changing >= 5);
     for (profile, bytes_max) in
-        [(Profile::Lan, 2_000_000), (Profile::Wan, 300_000), (Profile::Metered, 60_000)]
+        [(Profile::Lan, 2_000_000), (Profile::Wan, 320_000), (Profile::Metered, 60_000)]
     {
         let (bytes, reports, full) = day(profile);
         println!("{}: {bytes} bytes a day in {reports} reports, {full} of them full", profile.as_str());

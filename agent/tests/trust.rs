@@ -230,7 +230,7 @@ fn decided(require: &str, rule: &str, argv: &[&str], signed: Option<Signed<'_>>)
     );
     let policy = Policy::parse(&[("p.toml".to_owned(), text)]).unwrap();
     let argv: Vec<String> = argv.iter().map(|a| (*a).to_owned()).collect();
-    match decide(&policy, Request { argv: &argv, cwd: None, env: &[], timeout_ms: None, signed }) {
+    match decide(&policy, Request { argv: &argv, signed, ..Request::default() }) {
         Ok(_) => "allow".into(),
         Err(denial) => denial.to_string(),
     }

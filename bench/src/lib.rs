@@ -2,9 +2,13 @@
 
 pub mod claim;
 pub mod exec;
+pub mod fleet;
 pub mod footprint;
+mod hub;
 mod line;
 pub mod link;
 pub mod record;
+pub mod report;
+pub mod soak;
 pub mod stats;
 pub mod wan;

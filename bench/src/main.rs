@@ -1,6 +1,6 @@
 //! `dunlin-bench`: each module says what its figures mean and beside what they stand.
 
-use dunlin_bench::{claim, exec, footprint, link};
+use dunlin_bench::{claim, exec, fleet, footprint, link, report, soak};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -18,6 +18,32 @@ fn main() -> ExitCode {
         ["footprint", rest @ ..] => match footprint::Options::parse(rest) {
             Ok(options) => footprint::run(&options),
             Err(error) => return usage(&format!("dunlin-bench: {error:#}\n\n")),
+        },
+        ["fleet", rest @ ..] => match fleet::Options::parse(rest) {
+            Ok(options) => fleet::run(&options).and_then(|verdict| {
+                anyhow::ensure!(verdict == fleet::Verdict::default(), "{verdict:?}: each of them must be 0");
+                Ok(())
+            }),
+            Err(error) => return usage(&format!("dunlin-bench: {error}\n\n")),
+        },
+        ["soak", rest @ ..] => match soak::Options::parse(rest) {
+            Ok(options) => soak::run(&options).and_then(|verdict| {
+                anyhow::ensure!(verdict.is_good(), "{verdict}: each of them must be 0");
+                Ok(())
+            }),
+            Err(error) => return usage(&format!("dunlin-bench: {error}\n\n")),
+        },
+        ["report", rest @ ..] => match report::Options::parse(rest) {
+            Ok(options) => match report::run(&options) {
+                Ok(true) => return ExitCode::from(3),
+                done => done.map(drop),
+            },
+            Err(error) => return usage(&format!("dunlin-bench: {error}\n\n")),
+        },
+        // What a job of the soak runs.
+        ["soak-job", rest @ ..] => match soak::job(rest) {
+            Ok(code) => return ExitCode::from(code),
+            Err(error) => Err(error),
         },
         ["stamp", path] => link::stamp(path),
         ["link", rest @ ..] => match link::Options::parse(rest) {
@@ -37,9 +63,12 @@ fn main() -> ExitCode {
 
 fn usage(error: &str) -> ExitCode {
     eprintln!(
-        "{error}usage: {}\n       dunlin-bench exec [ROUNDS]\n       dunlin-bench footprint --bin DIR [--parked N] [--seconds N]\n       {}\n\nExit codes: 0 measured; 1 it could not; 64 wrong usage.",
+        "{error}usage: {}\n       dunlin-bench exec [ROUNDS]\n       dunlin-bench footprint --bin DIR [--parked N] [--seconds N]\n       {}\n       {}\n       {}\n       {}\n\nExit codes: 0 measured; 1 it could not, or what must be 0 is not; 3 `report --compare` found a change; 64 wrong usage.",
         claim::USAGE,
-        link::USAGE
+        link::USAGE,
+        fleet::USAGE,
+        soak::USAGE,
+        report::USAGE
     );
     ExitCode::from(64)
 }

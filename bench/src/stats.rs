@@ -60,9 +60,18 @@ fn rank(count: usize, percent: usize) -> usize {
 /// An Introduction to the Bootstrap, chapter 13). Resampled with a fixed seed: the same samples give the same interval.
 /// The ratio of nothing is 0.
 pub fn ratio(above: &[f64], below: &[f64], percent: usize) -> [f64; 3] {
-    let over = |above: f64, below: f64| if below == 0.0 { 0.0 } else { above / below };
-    let value = over(percentile(above, percent), percentile(below, percent));
-    if above.is_empty() || below.is_empty() {
+    bootstrap([above, below], percent, |above, below| if below == 0.0 { 0.0 } else { above / below })
+}
+
+/// How much one sample's percentile is over another's, and the ends of the interval, as above.
+pub fn difference(of: &[f64], less: &[f64], percent: usize) -> [f64; 3] {
+    bootstrap([of, less], percent, |of, less| of - less)
+}
+
+fn bootstrap(samples: [&[f64]; 2], percent: usize, of: impl Fn(f64, f64) -> f64) -> [f64; 3] {
+    let [a, b] = samples;
+    let value = of(percentile(a, percent), percentile(b, percent));
+    if a.is_empty() || b.is_empty() {
         return [value; 3];
     }
     let mut state = 0x9e37_79b9_7f4a_7c15;
@@ -71,10 +80,9 @@ pub fn ratio(above: &[f64], below: &[f64], percent: usize) -> [f64; 3] {
         let rank = rank(drawn.len(), percent);
         *drawn.select_nth_unstable_by(rank, f64::total_cmp).1
     };
-    let ratios: Vec<f64> = (0..RESAMPLES).map(|_| over(again(above), again(below))).collect();
-    let mut sorted = ratios;
-    sorted.sort_unstable_by(f64::total_cmp);
-    [value, sorted[RESAMPLES / 40], sorted[RESAMPLES - RESAMPLES / 40 - 1]]
+    let mut found: Vec<f64> = (0..RESAMPLES).map(|_| of(again(a), again(b))).collect();
+    found.sort_unstable_by(f64::total_cmp);
+    [value, found[RESAMPLES / 40], found[RESAMPLES - RESAMPLES / 40 - 1]]
 }
 
 /// A cheap random number (xorshift64*).

@@ -5,6 +5,7 @@ use crate::core::history::Row;
 use crate::core::node::{Node, NodeSpec};
 use crate::core::task::{State, Task, TaskSpec};
 use crate::core::telemetry::Raised;
+use dunlin_wire::job::Stream;
 use dunlin_wire::message::{Numbered, ToAgent, Upload};
 use dunlin_wire::overlay::Overlay;
 use dunlin_wire::telemetry::{Alarm, Figure, Inventory, Sample};
@@ -12,6 +13,9 @@ use dunlin_wire::{CloseCode, Fence, Key, NodeName, TaskId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::oneshot;
+
+pub use crate::followed::{Followed, Piece};
+pub use crate::refusal::ApiRefusal;
 
 /// One QUIC connection, as the link numbers them from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,6 +60,22 @@ pub enum Event {
         conn: ConnId,
         /// The frame.
         frame: Upload,
+    },
+    /// Somebody follows what an attempt writes.
+    Follow {
+        /// The attempt.
+        fence: Fence,
+        /// The stream.
+        stream: Stream,
+        /// Who.
+        by: Followed,
+    },
+    /// A follower took something, or is gone.
+    Taken {
+        /// The attempt.
+        fence: Fence,
+        /// The stream.
+        stream: Stream,
     },
     /// The connection is gone.
     Closed {
@@ -229,71 +249,6 @@ pub enum Answer {
     Recent(Recent),
     /// To `Metrics`.
     Metrics(Box<Figures>),
-}
-
-/// Why the loop refuses a request.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ApiRefusal {
-    /// No such task.
-    #[error("there is no task `{0}`")]
-    UnknownTask(TaskId),
-    /// No such node.
-    #[error("there is no node `{0}`")]
-    UnknownNode(NodeName),
-    /// The id is taken by a task with another body.
-    #[error("task `{0}` exists with another body")]
-    TaskExists(TaskId),
-    /// The state does not allow it.
-    #[error("task `{id}` is {}, so it cannot be {verb}", state.as_str())]
-    IllegalMove {
-        /// The task.
-        id: TaskId,
-        /// Its state.
-        state: State,
-        /// What was asked, as a participle.
-        verb: &'static str,
-    },
-    /// A node of that name is enrolled.
-    #[error("node `{0}` is enrolled already; revoke it first, or choose another name")]
-    NodeExists(NodeName),
-    /// Too many tasks wait.
-    #[error("the queue holds {0} tasks, its limit; cancel some or wait")]
-    QueueFull(u64),
-    /// The bytes are none.
-    #[error("this is not a key set that this version reads; `dunlin keys make` writes one")]
-    NoKeySet,
-    /// The hub has a newer set.
-    #[error("version {version} of the key set is not newer than {held}, which the hub has")]
-    OldKeySet {
-        /// Its version.
-        version: u64,
-        /// The version that the hub has.
-        held: u64,
-    },
-    /// The store is near its bound; only results are still taken.
-    #[error("the store is full: free space on the data disk or raise `store.max_gib`")]
-    StorageFull,
-    /// The commit failed; nothing of it happened.
-    #[error("the store could not commit; nothing was changed")]
-    StoreFailed,
-}
-
-impl ApiRefusal {
-    /// The stable code.
-    pub fn code(&self) -> &'static str {
-        match self {
-            ApiRefusal::UnknownTask(_) | ApiRefusal::UnknownNode(_) => "not_found",
-            ApiRefusal::TaskExists(_) => "task_exists",
-            ApiRefusal::IllegalMove { state, .. } if state.is_terminal() => "task_already_terminal",
-            ApiRefusal::IllegalMove { .. } => "illegal_state",
-            ApiRefusal::NodeExists(_) => "node_exists",
-            ApiRefusal::NoKeySet => "invalid_key_set",
-            ApiRefusal::OldKeySet { .. } => "old_key_set",
-            ApiRefusal::QueueFull(_) => "queue_full",
-            ApiRefusal::StorageFull => "storage_full",
-            ApiRefusal::StoreFailed => "store_failed",
-        }
-    }
 }
 
 /// Why a task is not running: words for people, from a closed list of codes.

@@ -8,9 +8,10 @@
 use dunlin_agent::core::policy::Policy;
 use dunlin_agent::core::trust::Trust;
 use dunlin_agent::exec::message::{Decision, FromExec, ToExec, Work};
+use dunlin_wire::actuation::{Actuation, Declared, Source, Tier};
 use dunlin_wire::bundle::BundleResult;
 use dunlin_wire::envelope::{self, Audience, Envelope, Payload, VERSION};
-use dunlin_wire::job::{Delivery, Job, Outcome, Report, Shell};
+use dunlin_wire::job::{Delivery, Job, Outcome, Report, Shell, Stream};
 use dunlin_wire::keys::{Cert, KeySet, Kind, Scope};
 use dunlin_wire::message::{Numbered, ToAgent, ToHub, Upload};
 use dunlin_wire::seal::{Context, Sealed, decode};
@@ -215,9 +216,24 @@ fn frames_end_in_a_message_or_an_error() {
             while let Ok(Some(_)) = decoder.next::<Numbered>() {}
         }
     });
-    fuzz("to the agent", &[bytes(&ToAgent::Keys(vec![1, 2])), bytes(&ToAgent::Moved)], |bytes, _| {
-        let _ = postcard::from_bytes::<ToAgent>(bytes);
+    let watch = ToAgent::Watch { fence, stream: Stream::Stderr, credit: 70_000 };
+    let job = Job::Actuation(Actuation {
+        shell: Shell { argv: vec!["/bin/x".into()], cwd: None, env: vec![] },
+        declared: Declared {
+            target: "actuator:p".parse().unwrap(),
+            tier: Tier::T3,
+            evidence: vec![Source::Sensor],
+            verified_by: vec![Source::Human],
+        },
     });
+    let to = [bytes(&ToAgent::Keys(vec![1, 2])), bytes(&ToAgent::Moved), bytes(&watch), bytes(&job)];
+    fuzz("to the agent", &to, |bytes, _| {
+        let _ = postcard::from_bytes::<ToAgent>(bytes);
+        let job = postcard::from_bytes::<Job>(bytes);
+        let _ = job.map(|job| job.check_shape());
+    });
+    let tail = Upload::Tail { fence, stream: Stream::Stdout, offset: 300, bytes: vec![7; 40] };
+    fuzz("upload", &[bytes(&tail)], |bytes, _| drop(postcard::from_bytes::<Upload>(bytes)));
 }
 
 #[test]

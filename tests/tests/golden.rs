@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
+use dunlin_wire::actuation::{Declared, Source, Tier};
 use dunlin_wire::datagram::{FromAgent, FromHub};
 use dunlin_wire::envelope::{self, Audience, Envelope, Payload};
 use dunlin_wire::job::*;
@@ -90,6 +91,8 @@ fn inventory() -> Inventory {
         Slot::Wear { name: name("d") },
         Slot::FurtherGpu { name: name("1") },
         Slot::GpuMemoryFree { name: name("1"), total_mib: 300 },
+        Slot::NetworkReceived { name: name("e") },
+        Slot::NetworkSent { name: name("e") },
     ];
     Inventory {
         number: 1,
@@ -275,6 +278,25 @@ fn kinds() {
     let hook = HookDispatch { hook: "h".into(), payload: "{}".into() };
     check("HookDispatch", &Job::HookDispatch(hook), "030168027b7d");
     check("Wake", &Job::Wake(Wake { hook: "h".into(), text: "t".into() }), "0401680174");
+    let declared = Declared {
+        target: "actuator:p".parse().unwrap(),
+        tier: Tier::T3,
+        evidence: vec![Source::Llm, Source::Sensor],
+        verified_by: vec![Source::Human],
+    };
+    let shell = Shell { argv: vec!["/x".into()], cwd: None, env: vec![] };
+    let actuation = Actuation { shell, declared };
+    check(
+        "Actuation",
+        &Job::Actuation(actuation.clone()),
+        "0501022f7800000a6163747561746f723a70030200010102",
+    );
+    let work = envelope::Work::try_from(Job::Actuation(actuation)).unwrap();
+    let watch = ToAgent::Watch { fence: Fence(7), stream: Stream::Stderr, credit: 70_000 };
+    check("Watch", &watch, "0c0701f0a204");
+    let tail = Upload::Tail { fence: Fence(7), stream: Stream::Stdout, offset: 300, bytes: vec![1, 2] };
+    check("Tail", &tail, "020700ac02020102");
+    check("Work::Actuation", &work, "0101022f7800000a6163747561746f723a70030200010102");
 }
 
 #[test]
@@ -334,7 +356,7 @@ const GOLDEN: [&str; 24] = [
     "07f0a2040102",
     "0802030100b0ea010102020101030204",
     "00 0101 0201 0301 0400 0526 060c04 07 08 0902 0a03 0b 0c 0d02 0e05",
-    "malformed not_absolute not_allowlisted argument argument_option argument_path argument_nul argument_control argument_charset argument_length env cwd user timeout_over_ceiling output_over_ceiling program_missing program_untrusted program_setid program_digest shell_disabled shell_unsigned signature_missing signature_invalid key_unknown key_revoked key_scope audience not_yet_valid expired replayed attempts_exhausted clock_untrusted replay_store_full sandbox_unavailable capability_missing busy draining disk_full policy_invalid hook_unknown hook_field hook_paused",
+    "malformed not_absolute not_allowlisted argument argument_option argument_path argument_nul argument_control argument_charset argument_length env cwd user timeout_over_ceiling output_over_ceiling program_missing program_untrusted program_setid program_digest shell_disabled shell_unsigned signature_missing signature_invalid key_unknown key_revoked key_scope audience not_yet_valid expired replayed attempts_exhausted clock_untrusted replay_store_full sandbox_unavailable capability_missing busy draining disk_full policy_invalid hook_unknown hook_field hook_paused actuation_declaration_required actuation_target llm_only_actuation_blocked actuation_tier actuation_unverified",
     "81010901016601016d0001016b0101700100010601c43b0100010167010101091a00010203040506070108017209017401b4100a0b0c0d020e0f10111213141516012fac02170164180131190131ac02",
     "81010aac020100030001f0011e08018f06000900",
     "00a8c30101ac020101ab02030001f0011e08018f06000900",

@@ -1,7 +1,7 @@
 //! Signed jobs: work that only an operator can make. Whoever carries one may delay or drop it, and nothing else.
 
 use crate::ids::{FleetId, Key, NodeName, Tag, TaskId};
-use crate::job::{Delivery, Shell};
+use crate::job::{Actuation, Delivery, HookDispatch, Job, OrchestratorRun, Shell, Wake};
 use crate::limits;
 use crate::seal::{Context, Sealed, Signature, decode};
 use ring::signature::Ed25519KeyPair;
@@ -15,6 +15,43 @@ pub const VERSION: u8 = 1;
 pub enum Work {
     /// One program with arguments. Under a rule with `shell = true` it is a free line for a shell.
     Shell(Shell),
+    /// A program that moves an actuator.
+    Actuation(Actuation),
+    /// Steps behind the board's gate.
+    OrchestratorRun(OrchestratorRun),
+    /// A request to a hook.
+    HookDispatch(HookDispatch),
+    /// A wake of a hook.
+    Wake(Wake),
+}
+
+impl From<Work> for Job {
+    fn from(work: Work) -> Self {
+        match work {
+            Work::Shell(shell) => Job::Shell(shell),
+            Work::Actuation(actuation) => Job::Actuation(actuation),
+            Work::OrchestratorRun(run) => Job::OrchestratorRun(run),
+            Work::HookDispatch(hook) => Job::HookDispatch(hook),
+            Work::Wake(wake) => Job::Wake(wake),
+        }
+    }
+}
+
+impl TryFrom<Job> for Work {
+    type Error = PayloadError;
+
+    /// # Errors
+    /// A signed job is not signed again.
+    fn try_from(job: Job) -> Result<Self, PayloadError> {
+        Ok(match job {
+            Job::Shell(shell) => Work::Shell(shell),
+            Job::Actuation(actuation) => Work::Actuation(actuation),
+            Job::OrchestratorRun(run) => Work::OrchestratorRun(run),
+            Job::HookDispatch(hook) => Work::HookDispatch(hook),
+            Job::Wake(wake) => Work::Wake(wake),
+            Job::Signed(_) => return Err(PayloadError("it is signed already".into())),
+        })
+    }
 }
 
 /// Whom a job is meant for. Append only.
@@ -78,8 +115,7 @@ impl Payload {
         if self.version != VERSION {
             return err(format!("version {} is not {VERSION}", self.version));
         }
-        let Work::Shell(shell) = &self.work;
-        if let Err(error) = shell.check_shape() {
+        if let Err(error) = Job::from(self.work.clone()).check_shape() {
             return err(error.to_string());
         }
         let named = match &self.audience {

@@ -3,6 +3,7 @@
 use crate::limits;
 use serde::{Deserialize, Serialize};
 
+pub use crate::actuation::Actuation;
 pub use crate::outcome::{Denial, HookEnd, Interruption, Limit, NoGo, Outcome, SpawnStep, TimeoutPhase};
 pub use crate::report::{Peaks, Report, StreamEnd, Told, Usage, layer};
 
@@ -20,6 +21,8 @@ pub enum Job {
     HookDispatch(HookDispatch),
     /// Wakes whoever listens behind a hook.
     Wake(Wake),
+    /// A program that moves an actuator, with what is declared of that.
+    Actuation(Actuation),
 }
 
 impl Job {
@@ -30,6 +33,7 @@ impl Job {
     pub fn check_shape(&self) -> Result<(), ShapeError> {
         match self {
             Job::Shell(shell) => shell.check_shape(),
+            Job::Actuation(actuation) => actuation.check_shape(),
             Job::Signed(bytes) if bytes.len() > limits::ENVELOPE_MAX => {
                 over("payload.envelope", limits::ENVELOPE_MAX)
             }

@@ -15,20 +15,32 @@ pub enum Kind {
     Shell,
     /// Free lines for a shell, under a rule with `shell = true`.
     Line,
+    /// Programs that move an actuator.
+    Actuation,
+    /// Orchestrator runs, each step of which must be covered by itself.
+    Run,
+    /// Requests to hooks, the rule of which is `hook:NAME`.
+    Hook,
 }
 
 impl Kind {
+    /// Each of them.
+    pub const ALL: [Kind; 5] = [Kind::Shell, Kind::Line, Kind::Actuation, Kind::Run, Kind::Hook];
+
     /// The stable word.
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::Shell => "shell",
             Kind::Line => "line",
+            Kind::Actuation => "actuation",
+            Kind::Run => "run",
+            Kind::Hook => "hook",
         }
     }
 
     /// The kind of a word.
     pub fn parse(word: &str) -> Option<Self> {
-        [Kind::Shell, Kind::Line].into_iter().find(|kind| kind.as_str() == word)
+        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
     }
 }
 

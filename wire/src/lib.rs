@@ -4,6 +4,7 @@
 //! Messages are postcard (<https://postcard.jamesmunns.com/wire-format>) in length-delimited frames on QUIC
 //! streams. Variants and fields are appended only, see [`version`]; `tests/` holds the bytes of every message.
 
+pub mod actuation;
 pub mod backoff;
 pub mod bundle;
 pub mod close;
@@ -26,6 +27,7 @@ pub mod seal;
 pub mod telemetry;
 pub mod ticket;
 pub mod units;
+mod upload;
 pub mod version;
 pub mod window;
 

@@ -6,6 +6,8 @@ pub const FRAME_MAX: usize = 512 * 1024;
 pub const CHUNK_MAX: usize = 16 * 1024;
 /// Largest frame on an upload stream, in bytes: a chunk, or a report.
 pub const UPLOAD_FRAME_MAX: usize = 64 * 1024;
+/// Bytes of live output that a board may be ahead of who follows it, and the most that it takes as granted, per stream.
+pub const TAIL_WINDOW: u64 = 64 * 1024;
 /// Longest task id, in bytes.
 pub const TASK_ID_MAX: usize = 64;
 /// Longest node name, in bytes (a DNS label).

@@ -10,12 +10,14 @@
 //! receipt and adds a margin. No two clocks are ever compared.
 
 use crate::ids::{ClaimId, Fence, FleetId, NodeName, Tag, TaskId};
-use crate::job::{CancelledBy, Delivery, Job, OnDisconnect, Report, Stream};
+use crate::job::{CancelledBy, Delivery, Job, OnDisconnect, Stream};
 use crate::overlay::Overlay;
 use crate::report::Told;
 use crate::require::Require;
 use crate::telemetry::{Alarm, Inventory, Sample};
 use serde::{Deserialize, Serialize};
+
+pub use crate::upload::Upload;
 
 /// A frame on the control stream from the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,6 +184,15 @@ pub enum ToAgent {
     Keys(#[serde(with = "serde_bytes")] Vec<u8>),
     /// What to leave out of the board's own policy from now on, also after a restart.
     Overlay(Box<Overlay>),
+    /// Somebody follows what an attempt writes: send it as `Tail`, so many bytes more than was granted on this connection.
+    Watch {
+        /// The attempt.
+        fence: Fence,
+        /// Which stream.
+        stream: Stream,
+        /// Bytes, on top of what is left; 0: nobody follows it any more.
+        credit: u64,
+    },
 }
 
 /// First message of an enrolled node.
@@ -434,32 +445,6 @@ pub enum AbortCause {
     },
     /// The lease is not this node's any more: SIGKILL at once.
     LeaseLost,
-}
-
-/// Output and outcome of an attempt. Append only.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Upload {
-    /// A piece of what was kept of a stream.
-    Chunk {
-        /// The attempt.
-        fence: Fence,
-        /// Which stream.
-        stream: Stream,
-        /// Position among the kept bytes (head, then tail; the cut is told by the report).
-        offset: u64,
-        /// The bytes, at most `limits::CHUNK_MAX`.
-        #[serde(with = "serde_bytes")]
-        bytes: Vec<u8>,
-    },
-    /// The end, after every chunk.
-    Outcome {
-        /// The task.
-        task: TaskId,
-        /// The attempt.
-        fence: Fence,
-        /// How it ended.
-        report: Box<Report>,
-    },
 }
 
 #[cfg(test)]

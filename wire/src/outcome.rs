@@ -40,6 +40,11 @@ macro_rules! words {
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)* }
             }
+
+            /// The value of a word.
+            pub fn parse(word: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|value| value.as_str() == word)
+            }
         }
 
         impl fmt::Display for $name {
@@ -49,6 +54,8 @@ macro_rules! words {
         }
     };
 }
+
+pub(crate) use words;
 
 words! {
     /// Why a board refused a job. Append only.
@@ -137,6 +144,16 @@ words! {
         HookField = "hook_field",
         /// The hook's receiver refused its token again and again.
         HookPaused = "hook_paused",
+        /// It would move an actuator, and says nothing of that.
+        ActuationUndeclared = "actuation_declaration_required",
+        /// The rule drives another actuator, or none.
+        ActuationTarget = "actuation_target",
+        /// Only a language model wants it.
+        LlmOnlyActuation = "llm_only_actuation_blocked",
+        /// The tier is lower than the board wants, or higher than the evidence bears.
+        ActuationTier = "actuation_tier",
+        /// Those did not verify it whom the board wants.
+        ActuationUnverified = "actuation_unverified",
     }
 }
 

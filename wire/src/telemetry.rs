@@ -168,6 +168,16 @@ pub enum Slot {
         /// All of it, in MiB.
         total_mib: u64,
     },
+    /// Received by a network interface, in MiB since it came up.
+    NetworkReceived {
+        /// The interface.
+        name: String,
+    },
+    /// Sent by a network interface, in MiB since it came up.
+    NetworkSent {
+        /// The interface.
+        name: String,
+    },
 }
 
 impl Slot {
@@ -202,6 +212,8 @@ impl Slot {
             Slot::Wear { name } => ("wear", name),
             Slot::FurtherGpu { name } => ("gpu", name),
             Slot::GpuMemoryFree { name, .. } => ("gpuMemoryFree", name),
+            Slot::NetworkReceived { name } => ("networkReceived", name),
+            Slot::NetworkSent { name } => ("networkSent", name),
         }
     }
 
@@ -225,7 +237,7 @@ impl Slot {
                 | MemoryStalled
                 | IoWaiting
                 | IoStalled
-        ) || matches!(self, DiskRead | DiskWritten)
+        ) || matches!(self, DiskRead | DiskWritten | NetworkReceived { .. } | NetworkSent { .. })
     }
 
     /// What a change from `value` must exceed to be news where bytes cost: 1 C, 3 % and 20 mW of a rail, 2 points of a
@@ -241,6 +253,7 @@ impl Slot {
             // Whoever asks for a rate of these looks at minutes: 6 s of waiting, 8 MiB.
             Slot::CpuWaiting | Slot::MemoryWaiting | Slot::IoWaiting => 6_000,
             Slot::DiskRead | Slot::DiskWritten => 8,
+            Slot::NetworkReceived { .. } | Slot::NetworkSent { .. } => 8,
             Slot::Throttled | Slot::UnderVoltage | Slot::OverCurrent { .. } | Slot::OomKills => 0,
             Slot::MemoryStalled | Slot::IoStalled => 1_000,
             Slot::Wear { .. } => 0,

@@ -4,7 +4,7 @@
 //! | generation | change |
 //! |---|---|
 //! | 1 | the first; never released |
-//! | 2 | early data: `Hello` and `Claim` ride in it, what is held follows as `Holding` and is answered by `Verdicts`; datagrams, `Alive` the shortest; `Moved`; `Inventory` and `Sample` instead of the host's four figures; `requires` of a grant; `Alarm`; `peak_memory_kib` and `peaks` of a report; `Job::Signed`, `Keys` both ways; the further kinds of `Job`, `told` of a report, `Told`; `Overlay` both ways |
+//! | 2 | early data: `Hello` and `Claim` ride in it, what is held follows as `Holding` and is answered by `Verdicts`; datagrams, `Alive` the shortest; `Moved`; `Inventory` and `Sample` instead of the host's four figures; `requires` of a grant; `Alarm`; `peak_memory_kib` and `peaks` of a report; `Job::Signed`, `Keys` both ways; the further kinds of `Job`, `told` of a report, `Told`; `Overlay` both ways; `Job::Actuation`, further kinds of signed work; `Watch` and `Tail`; `NetworkReceived`, `NetworkSent` |
 
 /// The generation this build speaks.
 pub const GENERATION: u16 = 2;

@@ -82,8 +82,13 @@ pub fn decide_all(path: &Path, cases: &str) -> Result<(usize, Vec<String>), Stri
             }
         };
         let env: Vec<_> = case.env.clone().into_iter().collect();
-        let request =
-            Request { argv: &case.argv, cwd: case.cwd.as_deref(), env: &env, timeout_ms, signed: None };
+        let request = Request {
+            argv: &case.argv,
+            cwd: case.cwd.as_deref(),
+            env: &env,
+            timeout_ms,
+            ..Request::default()
+        };
         let got = match (&case.shell, exec::decide(&policy, &kernel, request)) {
             (Some(_), _) => format!("deny:{}", Denial::ShellDisabled),
             (None, Ok(rule)) => format!("allow:{rule}"),

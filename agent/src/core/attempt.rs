@@ -7,12 +7,14 @@ use crate::clock::BootMs;
 use crate::event::{Effect, Record, Write};
 use crate::exec::message::{Decision, EndCause, ToExec, Work};
 use dunlin_wire::Fence;
-use dunlin_wire::job::{Denial, Interruption, Outcome, Report};
-use dunlin_wire::message::{AbortCause, Grant, ToHub, Upload, Verdict};
+use dunlin_wire::job::{Denial, Interruption, Outcome, Report, Stream};
+use dunlin_wire::message::{AbortCause, Grant, Profile, ToHub, Upload, Verdict};
 use dunlin_wire::report::Told;
 
 /// Least time between two words on one running job, in milliseconds.
 const TOLD_MS: u64 = 2_000;
+/// Time between two signs that a job goes on whose output nobody sees, in milliseconds.
+const GOES_ON_MS: u64 = 60_000;
 
 impl Core {
     pub(super) fn handle_grant(&mut self, grant: Grant, now: BootMs, out: &mut Vec<Effect>) {
@@ -63,6 +65,8 @@ impl Core {
             requires,
             watch: None,
             told_at: None,
+            told: Told::default(),
+            followed: [false; 2],
         };
         self.attempts.insert(fence, attempt);
     }
@@ -129,7 +133,47 @@ impl Core {
         if attempt.told_at.is_none_or(|at| now >= at + TOLD_MS) {
             attempt.told_at = Some(now);
             told.result = None;
+            attempt.told = told.clone();
             self.say(ToHub::Told { fence, told }, now, out);
+        }
+    }
+
+    /// What a job just wrote. Where bytes are paid for it waits for the outcome, unless somebody follows it; that the job goes
+    /// on is said now and then.
+    pub(super) fn handle_output(
+        &mut self,
+        fence: Fence,
+        stream: Stream,
+        offset: u64,
+        bytes: Vec<u8>,
+        now: BootMs,
+        out: &mut Vec<Effect>,
+    ) {
+        if !self.is_welcome() || self.thrift >= Thrift::Spent {
+            return;
+        }
+        if self.setup.profile != Profile::Metered {
+            return out.push(Effect::Live { fence, stream, offset, bytes });
+        }
+        let Some(attempt) = self.attempts.get_mut(&fence).filter(|a| a.phase == Phase::Running) else {
+            return;
+        };
+        if attempt.followed[stream as usize] {
+            out.push(Effect::Tail { fence, stream, offset, bytes });
+        } else if attempt.told_at.is_none_or(|at| now >= at + GOES_ON_MS) {
+            attempt.told_at = Some(now);
+            // What it said before, as it is not taken back.
+            let told = attempt.told.clone();
+            self.say(ToHub::Told { fence, told }, now, out);
+        }
+    }
+
+    /// Somebody follows a stream, or nobody does any more.
+    pub(super) fn handle_watch(&mut self, fence: Fence, stream: Stream, credit: u64, out: &mut Vec<Effect>) {
+        let running = self.attempts.get_mut(&fence).filter(|a| a.phase != Phase::Ended);
+        if let Some(attempt) = running.filter(|_| self.setup.profile == Profile::Metered) {
+            attempt.followed[stream as usize] = credit > 0;
+            out.push(Effect::Credit { fence, stream, credit });
         }
     }
 
@@ -146,7 +190,7 @@ impl Core {
                 report.peaks = watch.finish(now);
             }
             if report.outcome == Outcome::Stuck {
-                self.quarantined += 1;
+                self.stuck.insert(fence);
             }
             self.end(fence, report, kept, now, out);
         }

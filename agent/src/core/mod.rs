@@ -21,6 +21,7 @@ use crate::exec::message::{EndCause, FromExec, PolicyState, ToExec, Work};
 use budget::Thrift;
 use dunlin_wire::job::{Interruption, Outcome, Report};
 use dunlin_wire::message::{AbortCause, ToHub};
+use dunlin_wire::report::Told;
 use dunlin_wire::require::Require;
 use dunlin_wire::{ClaimId, Fence};
 use keepalive::Keepalive;
@@ -61,6 +62,9 @@ struct Attempt {
     watch: Option<Watch>,
     // When the hub was last told what the job says of itself.
     told_at: Option<BootMs>,
+    told: Told,
+    // Which of its streams somebody follows on this connection.
+    followed: [bool; 2],
 }
 
 /// The agent's state.
@@ -76,7 +80,8 @@ pub struct Core {
     policy: Option<PolicyState>,
     // Version of the key set in force; nothing where no signature is trusted.
     keys: Option<u64>,
-    quarantined: u32,
+    // Attempts that are stuck: each has a slot, which is out of use.
+    stuck: BTreeSet<Fence>,
     reports: Reports,
     link: Option<Link>,
     // As the hub wants it, and what is made of it.
@@ -99,7 +104,7 @@ impl Core {
             connections_reserved: loaded.next_connection.max(1),
             policy: None,
             keys: None,
-            quarantined: 0,
+            stuck: BTreeSet::new(),
             reports: Reports::new(setup.profile),
             link: None,
             heartbeat_ms: setup.profile.heartbeat_ms(),
@@ -124,6 +129,8 @@ impl Core {
                 requires: Vec::new(),
                 watch: None,
                 told_at: None,
+                told: Told::default(),
+                followed: [false; 2],
             };
             core.attempts.insert(fence, attempt);
         }
@@ -165,10 +172,9 @@ impl Core {
             FromExec::Prepared { fence, decision } => self.handle_prepared(fence, decision, now, out),
             FromExec::Started { fence } => self.handle_started(fence, now, out),
             FromExec::Output { fence, stream, offset, bytes } => {
-                if self.is_welcome() && self.thrift < Thrift::Spent {
-                    out.push(Effect::Live { fence, stream, offset, bytes });
-                }
+                self.handle_output(fence, stream, offset, bytes, now, out);
             }
+            FromExec::Freed { fence } => drop(self.stuck.remove(&fence)),
             FromExec::Told { fence, told } => self.handle_told(fence, *told, now, out),
             FromExec::Keys { version } => {
                 let news = self.keys.replace(version) != Some(version);

@@ -38,6 +38,7 @@ pub(super) struct Link {
 impl Core {
     pub(super) fn handle_connected(&mut self, early: bool, now: BootMs, out: &mut Vec<Effect>) {
         self.forget_prepared(out);
+        self.attempts.values_mut().for_each(|attempt| attempt.followed = [false; 2]);
         let connection = self.next_connection;
         self.next_connection += 1;
         if self.next_connection > self.connections_reserved {
@@ -167,6 +168,7 @@ impl Core {
                     out.push(Effect::Upload { fence, have: Some(have) });
                 }
             }
+            ToAgent::Watch { fence, stream, credit } => self.handle_watch(fence, stream, credit, out),
             ToAgent::Moved => self.keepalive.handle_moved(),
             // Only the joining command asks for this.
             ToAgent::Joined(_) => {}
@@ -239,7 +241,7 @@ impl Core {
         if self.stop_at.is_some() || self.setup.role == Role::Viewer {
             return Vec::new();
         }
-        let slots = self.own_slots().min(link.slots).saturating_sub(self.quarantined) as usize;
+        let slots = self.own_slots().min(link.slots).saturating_sub(self.stuck.len() as u32) as usize;
         let free = slots.saturating_sub(self.live().count() + self.claims.len());
         let ids: Vec<ClaimId> = (self.next_claim..).map(ClaimId).take(free.min(most)).collect();
         self.next_claim += ids.len() as u64;

@@ -6,9 +6,12 @@ use super::{FREE_BYTES_MIN, Machine, Work, secret, sys};
 use crate::core::orchestrate::{Role, Sequence};
 use crate::core::policy::{self, Confinement, Hook, HookKind, Policy, Request, Signed, Strictness, User};
 use crate::core::trust::Verified;
+use dunlin_wire::Tag;
+use dunlin_wire::actuation::Declared;
 use dunlin_wire::job::{Denial, Job as Asked, Shell, Wake};
-use dunlin_wire::{Tag, envelope};
+use dunlin_wire::keys::Kind;
 use serde_json::json;
+use std::rc::Rc;
 
 /// What was prepared and not started.
 pub(super) struct Prepared {
@@ -25,8 +28,8 @@ pub(super) struct Prepared {
     pub(super) slot: usize,
     pub(super) plan: Plan,
     pub(super) secrets: Vec<(String, String)>,
-    /// What it is the first part of.
-    pub(super) sequence: Option<Sequence>,
+    /// What it is the first part of, and who signed that.
+    pub(super) sequence: Option<(Sequence, Option<Rc<Verified>>)>,
     /// The hook that it calls.
     pub(super) hook: Option<String>,
 }
@@ -47,15 +50,25 @@ pub(super) fn capacity(policy: &Policy) -> usize {
     if policy.slots.is_empty() { jobs } else { jobs.min(policy.slots.len()) }
 }
 
-/// What the policy offers beside rules, for the scheduler: `kind:orchestrator-run`, `hook:NAME`.
+/// What the policy offers beside plain rules, for the scheduler: `kind:orchestrator-run`, `hook:NAME`, `actuator:NAME`.
 pub(super) fn kinds(policy: &Policy) -> Vec<Tag> {
     let orchestrator = policy.orchestrator.iter().map(|_| "kind:orchestrator-run".to_owned());
     let hooks = policy.hooks.iter().map(|hook| format!("hook:{}", hook.name));
-    orchestrator.chain(hooks).filter_map(|text| text.parse().ok()).collect()
+    let driving = policy.rules.iter().filter(|rule| rule.unmet.is_none()).filter_map(|r| r.actuator.as_ref());
+    let mut kinds: Vec<Tag> = orchestrator.chain(hooks).filter_map(|text| text.parse().ok()).collect();
+    kinds.extend(driving.map(|actuator| actuator.target.clone()));
+    kinds.dedup();
+    kinds
+}
+
+/// What a verified signature says.
+fn signed(job: &Verified) -> Signed<'_> {
+    let payload = &job.payload;
+    Signed { scope: &job.cert.scope, rules: &payload.rules, user: payload.user.as_deref() }
 }
 
 impl Machine {
-    pub(super) fn prepare(&mut self, work: Work) -> Result<Prepared, Denied> {
+    pub(super) fn prepare(&mut self, mut work: Work) -> Result<Prepared, Denied> {
         let most = self.policy.as_ref().map_or(0, capacity);
         let free = self.slots.find(most);
         let policy = self.policy.as_ref().ok_or((Denial::PolicyInvalid, None))?;
@@ -68,41 +81,39 @@ impl Machine {
         }
         let verified = self.verifier.verify(&work).map_err(|(denial, _)| (denial, None))?;
         let slot = |rule: &str| free.ok_or_else(|| (Denial::Busy, Some(rule.to_owned())));
-        let prepared = match work.job.clone() {
+        // Of a signed job what was signed, whatever else the hub said.
+        let asked = match &verified {
+            Some(job) => {
+                work.timeout_ms = job.payload.timeout_ms;
+                Asked::from(job.payload.work.clone())
+            }
+            None => work.job.clone(),
+        };
+        let by = verified.as_ref().map(signed);
+        let prepared = match asked {
             Asked::OrchestratorRun(run) => {
                 let own = policy.orchestrator.as_ref().ok_or((Denial::CapabilityMissing, None))?;
                 let sequence = Sequence::new(&own.gate, &run.steps, &own.reviewer);
-                self.check_run(policy, &sequence, work.timeout_ms)?;
+                self.check_run(policy, &sequence, work.timeout_ms, by)?;
                 let part = sequence.next().cloned().ok_or((Denial::Malformed, None))?;
                 let slot = slot("orchestrator")?;
-                let first = self.part(work, part.role, part.shell, None, slot)?;
-                Prepared { sequence: Some(sequence), ..first }
+                let first = self.part(work, part.role, part.shell, (None, verified.as_ref()), slot)?;
+                Prepared { sequence: Some((sequence, verified.map(Rc::new))), ..first }
             }
             Asked::HookDispatch(asked) => {
                 let slot = slot(&asked.hook)?;
-                self.hook(policy, work, HookKind::Agent, &asked.hook, &asked.payload, slot)?
+                self.hook(policy, work, HookKind::Agent, (&asked.hook, &asked.payload), by, slot)?
             }
             Asked::Wake(Wake { hook, text }) => {
                 let slot = slot(&hook)?;
-                self.hook(policy, work, HookKind::Wake, &hook, &json!({"text": text}).to_string(), slot)?
+                let payload = json!({"text": text}).to_string();
+                self.hook(policy, work, HookKind::Wake, (&hook, &payload), by, slot)?
             }
-            Asked::Shell(_) | Asked::Signed(_) => {
-                let (shell, timeout_ms) = one(&work, verified.as_ref()).ok_or((Denial::Malformed, None))?;
-                let request = Request {
-                    argv: &shell.argv,
-                    cwd: shell.cwd.as_deref(),
-                    env: &shell.env,
-                    timeout_ms,
-                    signed: verified.as_ref().map(|job| Signed {
-                        scope: &job.cert.scope,
-                        rules: &job.payload.rules,
-                        user: job.payload.user.as_deref(),
-                    }),
-                };
-                let allowed = policy::decide(policy, request).map_err(|denial| (denial, None))?;
-                let slot = slot(&allowed.rule.id)?;
-                self.open(policy, work, shell.clone(), &allowed, slot)?
+            Asked::Shell(shell) => self.one(policy, work, shell, None, by, slot)?,
+            Asked::Actuation(asked) => {
+                self.one(policy, work, asked.shell, Some(&asked.declared), by, slot)?
             }
+            Asked::Signed(_) => return Err((Denial::Malformed, None)),
         };
         let reserved: u64 = self.jobs.values().map(super::Job::output_max).sum();
         let waiting: u64 = self.prepared.values().map(|prepared| prepared.output * 2).sum();
@@ -114,29 +125,55 @@ impl Machine {
         Ok(prepared)
     }
 
+    /// One program, under the rule that takes it.
+    fn one(
+        &self,
+        policy: &Policy,
+        work: Work,
+        shell: Shell,
+        declared: Option<&Declared>,
+        signed: Option<Signed<'_>>,
+        slot: impl Fn(&str) -> Result<usize, Denied>,
+    ) -> Result<Prepared, Denied> {
+        let (argv, cwd, env, timeout_ms) = (&shell.argv, shell.cwd.as_deref(), &shell.env, work.timeout_ms);
+        let request = Request { argv, cwd, env, timeout_ms, declared, signed };
+        let allowed = policy::decide(policy, request).map_err(|denial| (denial, None))?;
+        let slot = slot(&allowed.rule.id)?;
+        self.open(policy, work, shell.clone(), &allowed, slot)
+    }
+
     /// Every part must be allowed before the first is started.
-    fn check_run(&self, policy: &Policy, run: &Sequence, timeout_ms: Option<u64>) -> Result<(), Denied> {
+    fn check_run(
+        &self,
+        policy: &Policy,
+        run: &Sequence,
+        timeout_ms: Option<u64>,
+        signed: Option<Signed<'_>>,
+    ) -> Result<(), Denied> {
+        if signed.is_some_and(|signed| !signed.scope.kinds.contains(&Kind::Run)) {
+            return Err((Denial::KeyScope, None));
+        }
         if timeout_ms.is_some_and(|ms| ms == 0 || ms > policy.ceilings.timeout_ms) {
             return Err((Denial::TimeoutOverCeiling, None));
         }
         for part in run.parts() {
-            let allowed = allow(policy, part.role, &part.shell).map_err(|denial| (denial, None))?;
+            let allowed = allow(policy, part.role, &part.shell, signed).map_err(|denial| (denial, None))?;
             prepare::open(&allowed).map_err(|denial| (denial, Some(allowed.rule.id.clone())))?;
         }
         Ok(())
     }
 
-    /// Opens one part of a run; it may take `left_ms` at most.
+    /// Opens one part of a run that somebody may have signed; it may take `left_ms` at most.
     pub(super) fn part(
         &self,
         work: Work,
         role: Role,
         shell: Shell,
-        left_ms: Option<u64>,
+        (left_ms, by): (Option<u64>, Option<&Verified>),
         slot: usize,
     ) -> Result<Prepared, Denied> {
         let policy = self.policy.as_ref().ok_or((Denial::PolicyInvalid, None))?;
-        let mut allowed = allow(policy, role, &shell).map_err(|denial| (denial, None))?;
+        let mut allowed = allow(policy, role, &shell, by.map(signed)).map_err(|denial| (denial, None))?;
         if role != Role::Step {
             allowed.timeout_ms = allowed.timeout_ms.min(policy::STAGE_MS_MAX);
         }
@@ -181,17 +218,15 @@ impl Machine {
         policy: &Policy,
         work: Work,
         kind: HookKind,
-        name: &str,
-        payload: &str,
+        (name, payload): (&str, &str),
+        signed: Option<Signed<'_>>,
         slot: usize,
     ) -> Result<Prepared, Denied> {
         let found = policy.hooks.iter().find(|hook| hook.name == name && hook.kind == kind);
         let hook = found.ok_or((Denial::HookUnknown, None))?;
         let rule = format!("hook:{name}");
         let denied = |denial| (denial, Some(rule.clone()));
-        if policy.signing == policy::Signing::Always {
-            return Err(denied(Denial::SignatureMissing));
-        }
+        policy::hook(policy, name, signed).map_err(denied)?;
         let body = hook.body(payload).map_err(denied)?;
         if self.denied_tokens.get(name).is_some_and(|times| *times >= TOKENS_DENIED_MAX) {
             return Err(denied(Denial::HookPaused));
@@ -261,24 +296,17 @@ fn caller() -> Confinement {
 }
 
 /// What allows a part of a run: of the gate and the reviewer the board's own word, of a step what allows any job.
-fn allow<'a>(policy: &'a Policy, role: Role, shell: &Shell) -> Result<policy::Allowed<'a>, Denial> {
+fn allow<'a>(
+    policy: &'a Policy,
+    role: Role,
+    shell: &Shell,
+    signed: Option<Signed<'_>>,
+) -> Result<policy::Allowed<'a>, Denial> {
     match role {
         Role::Gate | Role::Reviewer => policy::own(policy, &shell.argv),
         Role::Step => {
             let (argv, cwd, env) = (&shell.argv, shell.cwd.as_deref(), &shell.env);
-            policy::decide(policy, Request { argv, cwd, env, timeout_ms: None, signed: None })
+            policy::decide(policy, Request { argv, cwd, env, signed, ..Request::default() })
         }
-    }
-}
-
-/// What is to run, and for how long at most: of a signed job what was signed, whatever else the hub said.
-fn one(work: &Work, signed: Option<&Verified>) -> Option<(Shell, Option<u64>)> {
-    match (&work.job, signed) {
-        (Asked::Shell(shell), None) => Some((shell.clone(), work.timeout_ms)),
-        (Asked::Signed(_), Some(job)) => {
-            let envelope::Work::Shell(shell) = &job.payload.work;
-            Some((shell.clone(), job.payload.timeout_ms))
-        }
-        _ => None,
     }
 }

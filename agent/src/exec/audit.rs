@@ -7,8 +7,8 @@
 
 use super::message::Work;
 use crate::clock;
-use dunlin_wire::envelope::{self, Envelope};
-use dunlin_wire::job::{Denial, HookDispatch, Job, Wake};
+use dunlin_wire::envelope::Envelope;
+use dunlin_wire::job::{Actuation, Denial, HookDispatch, Job, Wake};
 use dunlin_wire::redact::arguments;
 use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
@@ -162,25 +162,25 @@ pub(super) fn asked(work: &Work) -> Value {
         Job::Signed(bytes) => Envelope::decode(bytes).and_then(|envelope| envelope.peek()),
         _ => None,
     };
-    let (argv, hook) = match (&work.job, &signed) {
-        (Job::Shell(shell), _) => (Some(&shell.argv), None),
-        (_, Some(payload)) => {
-            let envelope::Work::Shell(shell) = &payload.work;
-            (Some(&shell.argv), None)
-        }
-        (Job::OrchestratorRun(run), _) => (run.steps.first().map(|step| &step.argv), None),
-        (Job::HookDispatch(HookDispatch { hook, .. }) | Job::Wake(Wake { hook, .. }), _) => {
-            (None, Some(hook))
-        }
-        _ => (None, None),
+    let job = signed.as_ref().map_or_else(|| work.job.clone(), |payload| payload.work.clone().into());
+    let (argv, hook) = match &job {
+        Job::Shell(shell) | Job::Actuation(Actuation { shell, .. }) => (Some(&shell.argv), None),
+        Job::OrchestratorRun(run) => (run.steps.first().map(|step| &step.argv), None),
+        Job::HookDispatch(HookDispatch { hook, .. }) | Job::Wake(Wake { hook, .. }) => (None, Some(hook)),
+        Job::Signed(_) => (None, None),
+    };
+    let declared = match &job {
+        Job::Actuation(Actuation { declared, .. }) => Some(declared.to_string()),
+        _ => None,
     };
     json!({
         "task": work.task.as_str(),
         "fence": work.fence.0,
         "attempt": work.attempt,
         "argv": argv.map(|argv| arguments(argv)),
-        "steps": match &work.job { Job::OrchestratorRun(run) => Some(run.steps.len()), _ => None },
+        "steps": match &job { Job::OrchestratorRun(run) => Some(run.steps.len()), _ => None },
         "hook": hook,
+        "declared": declared,
         "signed": matches!(work.job, Job::Signed(_)),
         "issuer": signed.as_ref().map(|payload| payload.issuer.to_string()),
         "why": signed.map(|payload| payload.reason),

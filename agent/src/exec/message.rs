@@ -125,6 +125,11 @@ pub enum FromExec {
         /// Its version.
         version: u64,
     },
+    /// What was stuck of an attempt is gone: its slot is of use again.
+    Freed {
+        /// The attempt, which has ended as stuck.
+        fence: Fence,
+    },
 }
 
 /// A message of the executor's as it crosses the socket. What is kept of much output follows as files, in the order of

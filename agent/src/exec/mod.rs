@@ -139,6 +139,7 @@ impl Machine {
     /// Adds what must be polled; whether something is waited for that no descriptor tells of.
     fn watch(&mut self, fds: &mut Vec<libc::pollfd>) -> bool {
         self.jobs.values().for_each(|job| job.watch(fds));
+        self.slots.watch(fds);
         let between = self.runs.values().any(Run::is_between);
         !self.slots.have_seen_off() || between || self.jobs.values().any(Job::is_waiting)
     }
@@ -150,6 +151,10 @@ impl Machine {
     /// Takes what jobs wrote and what their guards say, and reports those that are over.
     fn look(&mut self) {
         self.jobs.values_mut().for_each(|job| job.pump(&self.outbox));
+        for fence in self.slots.freed() {
+            run::clear(&self.config.data, fence);
+            self.outbox.tell(FromExec::Freed { fence });
+        }
         self.kill_orphans();
         let over: Vec<Fence> =
             self.jobs.iter().filter(|(_, job)| job.is_over()).map(|(fence, _)| *fence).collect();

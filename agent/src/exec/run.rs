@@ -57,6 +57,8 @@ pub(super) struct Finished {
     pub(super) fence: Fence,
     pub(super) slot: usize,
     pub(super) guard: guard::Process,
+    /// Our end of its socket.
+    pub(super) control: OwnedFd,
     /// Without the ends of its streams.
     pub(super) report: Report,
     pub(super) outputs: [Output; 2],
@@ -79,7 +81,7 @@ enum How {
 }
 
 impl Job {
-    /// Starts the guard, which starts the job.
+    /// Starts the guard, which starts the job. What does not start leaves nothing behind.
     pub(super) fn start(
         prepared: Prepared,
         lease_until: BootMs,
@@ -87,27 +89,33 @@ impl Job {
         spool: &Path,
         kernel: &Kernel,
     ) -> Result<Self, Outcome> {
-        let failed = |step| {
-            move |e: std::io::Error| Outcome::SpawnFailed {
-                step,
-                errno: e.raw_os_error().unwrap_or(libc::EIO),
-            }
-        };
+        let fence = prepared.work.fence;
+        let lock = std::fs::create_dir_all(data.join("run"))
+            .and_then(|()| std::fs::File::create(lock_of(data, fence)));
+        let lock = OwnedFd::from(lock.map_err(failed(SpawnStep::Guard))?);
+        if !sys::try_lock(lock.as_raw_fd()) {
+            return Err(Outcome::SpawnFailed { step: SpawnStep::Guard, errno: libc::EBUSY });
+        }
+        let started = Self::start_locked(prepared, lock, lease_until, data, spool, kernel);
+        started.inspect_err(|_| clear(data, fence))
+    }
+
+    fn start_locked(
+        prepared: Prepared,
+        lock: OwnedFd,
+        lease_until: BootMs,
+        data: &Path,
+        spool: &Path,
+        kernel: &Kernel,
+    ) -> Result<Self, Outcome> {
         let fence = prepared.work.fence;
         let mut plan = prepared.plan;
-        let scratch = data.join("scratch").join(fence.to_string());
+        let scratch = scratch_of(data, fence);
         let owner = plan.identity.as_ref().map(|i| (i.uid, i.gid));
         let private = make_private(&scratch, owner).map_err(failed(SpawnStep::Scratch))?;
         let scratch = scratch.canonicalize().map_err(failed(SpawnStep::Scratch))?;
         let own = ReportFile::make(&scratch, owner).map_err(failed(SpawnStep::Scratch))?;
         let cwd = prepared.opened.cwd.unwrap_or(private);
-        let lock_path = data.join("run").join(fence.to_string());
-        let lock = std::fs::create_dir_all(data.join("run")).and_then(|()| std::fs::File::create(&lock_path));
-        let lock = lock.map_err(failed(SpawnStep::Guard))?;
-        if !sys::try_lock(lock.as_raw_fd()) {
-            return Err(Outcome::SpawnFailed { step: SpawnStep::Guard, errno: libc::EBUSY });
-        }
-        let lock = OwnedFd::from(lock);
         let (control, control_guard) = sys::seqpacket_pair().map_err(failed(SpawnStep::Pipe))?;
         let (out, out_job) = sys::pipe().map_err(failed(SpawnStep::Pipe))?;
         let (err, err_job) = sys::pipe().map_err(failed(SpawnStep::Pipe))?;
@@ -188,7 +196,7 @@ impl Job {
             slot: prepared.slot,
             layers,
             ladder,
-            lock: lock_path,
+            lock: lock_of(data, fence),
             own,
             is_later: false,
             hook: prepared.hook,
@@ -372,8 +380,8 @@ impl Job {
             peaks: Default::default(),
             told,
         };
-        let Self { fence, slot, guard, outputs, hook, .. } = self;
-        Finished { fence, slot, guard, report, outputs, hook }
+        let Self { fence, slot, guard, control, outputs, hook, .. } = self;
+        Finished { fence, slot, guard, control, report, outputs, hook }
     }
 
     /// The cause wins over the status: exit 0 on our SIGTERM is no success.
@@ -423,6 +431,25 @@ fn tell_guard(control: RawFd, message: &ToGuard) {
         // A guard that is gone is noticed by the end of its socket.
         tracing::debug!(%error, "a guard did not take a message");
     }
+}
+
+fn failed(step: SpawnStep) -> impl Fn(std::io::Error) -> Outcome {
+    move |e| Outcome::SpawnFailed { step, errno: e.raw_os_error().unwrap_or(libc::EIO) }
+}
+
+/// Held by the guard of an attempt for as long as anything of it may run.
+fn lock_of(data: &Path, fence: Fence) -> PathBuf {
+    data.join("run").join(fence.to_string())
+}
+
+fn scratch_of(data: &Path, fence: Fence) -> PathBuf {
+    data.join("scratch").join(fence.to_string())
+}
+
+/// Takes away the files of an attempt of which nothing runs.
+pub(super) fn clear(data: &Path, fence: Fence) {
+    let _ = std::fs::remove_file(lock_of(data, fence));
+    let _ = std::fs::remove_dir_all(scratch_of(data, fence));
 }
 
 /// A fresh directory that only its owner can enter.

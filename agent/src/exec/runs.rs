@@ -10,12 +10,16 @@ use super::run::{Finished, Job};
 use super::{Machine, audit};
 use crate::clock::{self, BootMs};
 use crate::core::orchestrate::Sequence;
+use crate::core::trust::Verified;
 use dunlin_wire::Fence;
 use dunlin_wire::job::{HookEnd, Interruption, Outcome, Report, TimeoutPhase};
+use std::rc::Rc;
 
 /// A run whose end was not reported yet.
 pub(super) struct Run {
     sequence: Sequence,
+    /// Who signed it, when somebody did.
+    by: Option<Rc<Verified>>,
     work: Work,
     slot: usize,
     lease_until: BootMs,
@@ -30,9 +34,14 @@ pub(super) struct Run {
 
 impl Run {
     /// Its first part is about to start.
-    pub(super) fn new(sequence: Sequence, first: &Prepared, lease_until: BootMs) -> Self {
+    pub(super) fn new(
+        (sequence, by): (Sequence, Option<Rc<Verified>>),
+        first: &Prepared,
+        lease_until: BootMs,
+    ) -> Self {
         Self {
             sequence,
+            by,
             work: first.work.clone(),
             slot: first.slot,
             lease_until,
@@ -88,7 +97,7 @@ impl Run {
 impl Machine {
     /// A job is over: its attempt, or a part of it.
     pub(super) fn over(&mut self, finished: Finished) {
-        let Finished { fence, slot, guard, mut report, outputs, hook } = finished;
+        let Finished { fence, slot, guard, control, mut report, outputs, hook } = finished;
         if let Some(hook) = hook {
             report.outcome = answered(report.outcome);
             self.count_tokens(hook, &report.outcome);
@@ -97,7 +106,7 @@ impl Machine {
         let Some(mut run) = self.runs.remove(&fence).filter(|_| !stuck) else {
             self.tell_ended(fence, report, outputs);
             return if stuck {
-                self.slots.quarantine(slot, guard)
+                self.slots.quarantine(slot, fence, guard, control)
             } else {
                 self.slots.free(slot, Some(guard))
             };
@@ -136,12 +145,14 @@ impl Machine {
             let short = run.cut_short(now);
             let ready = match short {
                 Some(outcome) => Err((outcome, true)),
-                None => self.part(run.work.clone(), part.role, part.shell, left, slot).map_err(
-                    |(reason, rule)| {
+                None => {
+                    let by = run.by.as_deref();
+                    let part = self.part(run.work.clone(), part.role, part.shell, (left, by), slot);
+                    part.map_err(|(reason, rule)| {
                         self.audit.decided(audit::asked(&run.work), Some(reason), rule.as_deref());
                         (Outcome::Denied { reason }, false)
-                    },
-                ),
+                    })
+                }
             };
             let (data, spool, kernel) = (&self.config.data, &self.spool, &self.kernel);
             // What was written so far is handed on only to a part that starts.

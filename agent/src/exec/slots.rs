@@ -1,7 +1,10 @@
 //! A slot per job at once: it has the user that nobody else runs as, and is out of use while something of a job is left in it.
 
 use super::guard::Process;
+use super::sys;
+use dunlin_wire::Fence;
 use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Which are taken.
 #[derive(Debug, Default)]
@@ -14,27 +17,18 @@ pub(super) struct Slots {
 #[derive(Debug)]
 enum Taken {
     Job,
-    /// By what cannot be killed, until its guard has seen the end of it. One that died before proves nothing.
+    /// By what cannot be killed, until its guard has seen the end of it. One that died before proves nothing: there is no
+    /// control then any more.
     Stuck {
+        fence: Fence,
         guard: Process,
-        for_ever: bool,
+        control: Option<OwnedFd>,
     },
 }
 
 impl Slots {
     /// The first free one of so many.
-    pub(super) fn find(&mut self, capacity: usize) -> Option<usize> {
-        self.taken.retain(|_, taken| match taken {
-            Taken::Stuck { guard, for_ever: for_ever @ false } => match guard.has_ended() {
-                Some(true) => false,
-                Some(false) => {
-                    *for_ever = true;
-                    true
-                }
-                None => true,
-            },
-            Taken::Stuck { .. } | Taken::Job => true,
-        });
+    pub(super) fn find(&self, capacity: usize) -> Option<usize> {
         (0..capacity).find(|slot| !self.taken.contains_key(slot))
     }
 
@@ -48,10 +42,37 @@ impl Slots {
         self.leaving.extend(guard);
     }
 
-    /// Puts a slot out of use.
-    pub(super) fn quarantine(&mut self, slot: usize, guard: Process) {
+    /// Puts a slot out of use. `control` is our end of the guard's socket, which ends with it.
+    pub(super) fn quarantine(&mut self, slot: usize, fence: Fence, guard: Process, control: OwnedFd) {
         tracing::error!(slot, "a job cannot be killed: its slot is out of use until it is gone");
-        self.taken.insert(slot, Taken::Stuck { guard, for_ever: false });
+        self.taken.insert(slot, Taken::Stuck { fence, guard, control: Some(control) });
+    }
+
+    /// Adds what tells that a guard of something stuck ended.
+    pub(super) fn watch(&self, fds: &mut Vec<libc::pollfd>) {
+        fds.extend(self.taken.values().filter_map(|taken| match taken {
+            Taken::Stuck { control, .. } => control.as_ref().map(|fd| sys::input(fd.as_raw_fd())),
+            Taken::Job => None,
+        }));
+    }
+
+    /// Attempts of which nothing is stuck any more; their slots are of use again.
+    pub(super) fn freed(&mut self) -> Vec<Fence> {
+        let mut freed = Vec::new();
+        self.taken.retain(|slot, taken| {
+            let Taken::Stuck { fence, guard, control: control @ Some(_) } = taken else { return true };
+            match guard.has_ended() {
+                Some(true) => {
+                    tracing::info!(slot, "what was stuck is gone: its slot is of use again");
+                    freed.push(*fence);
+                    return false;
+                }
+                Some(false) => *control = None,
+                None => {}
+            }
+            true
+        });
+        freed
     }
 
     /// Whether no guard is about to end any more; collects those that have.
@@ -63,7 +84,7 @@ impl Slots {
     /// Guards that are not those of running jobs.
     pub(super) fn guards(&self) -> Vec<i32> {
         let stuck = self.taken.values().filter_map(|taken| match taken {
-            Taken::Stuck { guard, for_ever: false } => Some(guard.pid()),
+            Taken::Stuck { guard, control: Some(_), .. } => Some(guard.pid()),
             Taken::Stuck { .. } | Taken::Job => None,
         });
         stuck.chain(self.leaving.iter().map(Process::pid)).collect()

@@ -14,10 +14,11 @@ pub use probe::probe;
 pub use tls::{Tickets, client_config as client_tls};
 
 use crate::core::uplinks::{POSTURE, Uplink};
-use crate::event::{Effect, Event};
+use crate::event::{Effect, Event, Record};
 use crate::files::Files;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use dunlin_wire::close::retry_after_ms;
+use dunlin_wire::job::Stream;
 use dunlin_wire::message::{Numbered, Profile};
 use dunlin_wire::telemetry::Sample;
 use dunlin_wire::window::FlooredConfig;
@@ -52,6 +53,15 @@ const BACKOFF_MS_METERED: u64 = 300_000;
 /// To the link.
 #[derive(Debug)]
 pub enum ToLink {
+    /// So many bytes more of this stream may be sent to who follows it; 0 takes back what is left.
+    Credit {
+        /// The attempt.
+        fence: Fence,
+        /// The stream.
+        stream: Stream,
+        /// Bytes.
+        credit: u64,
+    },
     /// Say this. A `Hello` is the first of a connection.
     Send(Numbered),
     /// A sign of life; may be lost.
@@ -87,6 +97,31 @@ pub struct LinkState {
     pub failures: u32,
 }
 
+/// What the link reads of attempts that the hub has not acknowledged. A simulated agent has no file.
+pub trait Unsent: Send + Sync {
+    /// An attempt; `None` once it is acknowledged.
+    ///
+    /// # Errors
+    /// The store's.
+    fn record(&self, fence: Fence) -> Result<Option<Record>, StoreError>;
+
+    /// At most `len` kept bytes of a stream from `offset`.
+    ///
+    /// # Errors
+    /// The store's.
+    fn kept(&self, fence: Fence, stream: Stream, offset: u64, len: usize) -> Result<Vec<u8>, StoreError>;
+}
+
+impl Unsent for Store {
+    fn record(&self, fence: Fence) -> Result<Option<Record>, StoreError> {
+        Store::record(self, fence)
+    }
+
+    fn kept(&self, fence: Fence, stream: Stream, offset: u64, len: usize) -> Result<Vec<u8>, StoreError> {
+        Store::kept(self, fence, stream, offset, len)
+    }
+}
+
 /// What the link is told once.
 pub struct LinkConfig {
     /// Where the hub listens, tried in order.
@@ -102,7 +137,7 @@ pub struct LinkConfig {
     /// Bytes that were sent and received, headers included; grows.
     pub bytes: Arc<AtomicU64>,
     /// Where outcomes and output are read from.
-    pub store: Arc<Store>,
+    pub store: Arc<dyn Unsent>,
 }
 
 /// Keeps the uplink until the loop is gone.

@@ -1,10 +1,9 @@
 //! One connection: the control stream both ways, and an upload stream per attempt.
 
 use super::meter::Meter;
-use super::{CONNECT, ToLink};
+use super::{CONNECT, ToLink, Unsent};
 use crate::clock;
 use crate::event::{Effect, Event};
-use crate::store::Store;
 use dunlin_wire::datagram::{FromAgent, FromHub};
 use dunlin_wire::frame::{self, Decoder};
 use dunlin_wire::job::Stream;
@@ -33,12 +32,13 @@ pub(super) struct Gone;
 
 enum Piece {
     Live { stream: Stream, offset: u64, bytes: Vec<u8> },
+    Tail { stream: Stream, offset: u64, bytes: Vec<u8> },
     Finish { from: Option<[u64; 2]> },
 }
 
 /// What a connection speaks through and to.
 pub(super) struct Ends<'a> {
-    pub(super) store: &'a Arc<Store>,
+    pub(super) store: &'a Arc<dyn Unsent>,
     pub(super) bytes: &'a Arc<AtomicU64>,
     pub(super) events: &'a mpsc::Sender<Event>,
     pub(super) commands: &'a mut mpsc::Receiver<ToLink>,
@@ -142,6 +142,7 @@ async fn steady(
     tasks.spawn(write(send, waiting));
     tasks.spawn(read(recv, connection.clone(), events.clone()));
     let mut uploads: HashMap<Fence, mpsc::Sender<Piece>> = HashMap::new();
+    let mut credits = Credits::default();
     let mut prober = Prober::new(true);
     let stale = tokio::time::sleep(super::stale_after());
     tokio::pin!(stale);
@@ -196,7 +197,7 @@ async fn steady(
         if !said_hello {
             continue;
         }
-        if !matches!(command, ToLink::Live(_) | ToLink::Reconnect) {
+        if !matches!(command, ToLink::Live(_) | ToLink::Credit { .. } | ToLink::Reconnect) {
             prober.handle_sent(clock::boot_ms(), connection.rtt().as_millis() as u64);
         }
         match command {
@@ -218,8 +219,20 @@ async fn steady(
                     uploads.entry(fence).or_insert_with(|| begin(fence, connection, store, &mut tasks));
                 let _dropped = upload.try_send(Piece::Live { stream, offset, bytes });
             }
+            ToLink::Live(Effect::Tail { fence, stream, offset, bytes }) => {
+                if let Some(left) = credits.left(fence, stream, bytes.len()) {
+                    let upload =
+                        uploads.entry(fence).or_insert_with(|| begin(fence, connection, store, &mut tasks));
+                    // What is dropped is not counted: the credit that is left brings what comes behind it.
+                    if upload.try_send(Piece::Tail { stream, offset, bytes }).is_ok() {
+                        credits.0.insert((fence, stream), left);
+                    }
+                }
+            }
             ToLink::Live(_) => {}
+            ToLink::Credit { fence, stream, credit } => credits.add(fence, stream, credit),
             ToLink::Upload { fence, have } => {
+                credits.forget(fence);
                 // From where the hub says: a stream of its own. Otherwise behind what was sent live.
                 let live = uploads.remove(&fence).filter(|_| have.is_none());
                 let upload = live.unwrap_or_else(|| begin(fence, connection, store, &mut tasks));
@@ -230,6 +243,30 @@ async fn steady(
                 return Ok(Ended::Stood);
             }
         }
+    }
+}
+
+/// Bytes that may still be sent to who follows a stream.
+#[derive(Default)]
+struct Credits(HashMap<(Fence, Stream), u64>);
+
+impl Credits {
+    fn add(&mut self, fence: Fence, stream: Stream, credit: u64) {
+        if credit == 0 {
+            self.0.remove(&(fence, stream));
+        } else {
+            let left = self.0.entry((fence, stream)).or_default();
+            *left = left.saturating_add(credit).min(limits::TAIL_WINDOW);
+        }
+    }
+
+    /// What would be left behind so many bytes; nothing when they are too many.
+    fn left(&self, fence: Fence, stream: Stream, bytes: usize) -> Option<u64> {
+        self.0.get(&(fence, stream))?.checked_sub(bytes as u64)
+    }
+
+    fn forget(&mut self, fence: Fence) {
+        self.0.retain(|(of, _), _| *of != fence);
     }
 }
 
@@ -266,13 +303,13 @@ fn close(connection: &Connection, code: CloseCode) {
 fn begin(
     fence: Fence,
     connection: &Connection,
-    store: &Arc<Store>,
+    store: &Arc<dyn Unsent>,
     tasks: &mut JoinSet<()>,
 ) -> mpsc::Sender<Piece> {
     let (pieces, inbox) = mpsc::channel(LIVE_MAX);
     let (connection, store) = (connection.clone(), store.clone());
     tasks.spawn(async move {
-        if let Err(error) = upload(fence, &connection, &store, inbox).await {
+        if let Err(error) = upload(fence, &connection, &*store, inbox).await {
             tracing::warn!(%fence, %error, "an upload broke off; the next connection repeats it");
             close(&connection, CloseCode::Leaving);
         }
@@ -342,7 +379,7 @@ enum UploadError {
 async fn upload(
     fence: Fence,
     connection: &Connection,
-    store: &Store,
+    store: &dyn Unsent,
     mut inbox: mpsc::Receiver<Piece>,
 ) -> Result<(), UploadError> {
     let mut send = connection.open_uni().await?;
@@ -355,6 +392,9 @@ async fn upload(
             }
             // A piece before it was dropped: from here on the outcome brings the rest.
             Piece::Live { .. } => {}
+            Piece::Tail { stream, offset, bytes } => {
+                say(&mut send, &Upload::Tail { fence, stream, offset, bytes }).await?;
+            }
             Piece::Finish { from } => {
                 finish(fence, &mut send, store, from.unwrap_or(sent)).await?;
                 let _ = send.finish();
@@ -368,7 +408,7 @@ async fn upload(
 async fn finish(
     fence: Fence,
     send: &mut SendStream,
-    store: &Store,
+    store: &dyn Unsent,
     mut from: [u64; 2],
 ) -> Result<(), UploadError> {
     for stream in Stream::BOTH {

@@ -7,6 +7,9 @@ use dunlin_wire::nvml::Gpu;
 use dunlin_wire::telemetry::{Inventory, Slot};
 use std::sync::Arc;
 
+/// Network interfaces that are told of; a host of containers has hundreds.
+const INTERFACES_MAX: usize = 4;
+
 /// Remembers the slots that were ever seen, so that a sensor which is switched off and on changes no inventory.
 #[derive(Debug, Default)]
 pub struct Shape {
@@ -158,6 +161,13 @@ fn slots(report: &Report) -> Vec<(Slot, Option<i64>)> {
         };
         add(Slot::DiskRead, sum(|d| d.read_bytes).and_then(signed));
         add(Slot::DiskWritten, sum(|d| d.write_bytes).and_then(signed));
+    }
+    let is_down = |state: &Option<String>| state.as_deref() == Some("down");
+    let interfaces = report.network.iter().flat_map(|found| found.iter()).filter(|(_, i)| !is_down(&i.state));
+    for (interface, counters) in interfaces.take(INTERFACES_MAX) {
+        let name = name(interface);
+        add(Slot::NetworkReceived { name: name.clone() }, signed(counters.rx_bytes >> 20));
+        add(Slot::NetworkSent { name }, signed(counters.tx_bytes >> 20));
     }
     for (mount, usage) in report.filesystems.iter() {
         if let Some(usage) = usage {

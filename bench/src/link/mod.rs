@@ -10,8 +10,9 @@ mod report;
 mod rig;
 mod tcp;
 
+use crate::record::Record;
 use crate::wan::Link;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use dunlin_hub::clock::micros;
 use dunlin_wire::message::Profile;
 use report::Report;
@@ -120,15 +121,14 @@ pub fn run(options: &Options) -> Result<()> {
     // SAFETY: asks for a number.
     let root = unsafe { libc::geteuid() } == 0;
     ensure!(root, "this needs root, for network namespaces and TUN devices; run it with sudo");
-    let mut reports = Vec::new();
+    let mut record = Record::new(&std::env::current_dir()?);
     for measure in &options.measures {
         let mut rig = Rig::new(options)?;
         let report = measure(options, &mut rig).map_err(|error| rig.keep(error))?;
         report.print();
-        reports.push(report.json());
+        report.add(&mut record, &options.link().0);
         if let Some(path) = &options.json {
-            let text = serde_json::to_string_pretty(&reports)?;
-            std::fs::write(path, text).with_context(|| path.display().to_string())?;
+            record.save(path, usize::MAX)?;
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
-//! A table for people, and the same as JSON.
+//! A table for people, and the same for a record.
 
+use crate::record::{Goal, Record, Series};
 use crate::stats::Sample;
-use serde_json::{Value, json};
 
 /// What the numbers of a report count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,29 +85,22 @@ impl Report {
         }
     }
 
-    /// The same for programs, every value with it.
-    pub(super) fn json(&self) -> Value {
-        let rows = self.rows.iter().map(|row| {
-            json!({
-                "name": row.name,
-                "n": row.sample.count(),
-                "p50": row.sample.percentile(50),
-                "p90": row.sample.percentile(90),
-                "max": row.sample.percentile(100),
-                "rtts": self.rtts(row),
-                "against": row.against,
-                "ratioP50": self.ratio(row, 50),
-                "ratioMax": self.ratio(row, 100),
-                "values": row.sample.values(),
-            })
-        });
-        json!({
-            "what": self.what,
-            "unit": if self.unit == Unit::Micros { "us" } else { "bytes" },
-            "load": [self.load, load()],
-            "rows": rows.collect::<Vec<_>>(),
-            "notes": self.notes,
-        })
+    /// Adds the same to a record, every value with it: the measurement is a series' name, its rows are the systems.
+    pub(super) fn add(&self, record: &mut Record, link: &str) {
+        let unit = if self.unit == Unit::Micros { "us" } else { "bytes" };
+        let values = |row: &Row| row.sample.values().iter().map(|v| *v as f64).collect::<Vec<_>>();
+        for row in &self.rows {
+            let settings = row.rtt_us.map_or(String::new(), |us| format!("round trip {us} us"));
+            let series = Series::new([&self.what, &row.name, link, unit], values(row));
+            record.series.push(series.with(true, &settings));
+        }
+        for row in &self.rows {
+            for at in [50, 100].into_iter().filter(|_| row.against.is_some()) {
+                let against = row.against.as_deref().unwrap_or_default();
+                record.ratio((&self.what, link), [&row.name, against], at, Goal::None);
+            }
+        }
+        record.notes.extend(self.notes.iter().cloned());
     }
 }
 
@@ -130,11 +123,16 @@ mod tests {
         let mut report = Report::new("x".into(), Unit::Micros);
         report.row("ours", sample(&[100, 200, 600]), Some(100), Some("theirs"));
         report.row("theirs", sample(&[400, 400, 1200]), None, None);
-        let rows = &report.json()["rows"];
+        assert_eq!(report.rows.iter().map(|row| report.rtts(row)).collect::<Vec<_>>(), [Some(2.0), None]);
+        let mut record = Record::new(std::path::Path::new("/"));
+        report.add(&mut record, "lte");
+        let [ours, theirs] = &record.series[..] else { panic!("{record:?}") };
         assert_eq!(
-            (&rows[0]["rtts"], &rows[0]["ratioP50"], &rows[0]["ratioMax"]),
-            (&2.0.into(), &0.5.into(), &0.5.into())
+            (ours.name.as_str(), ours.system.as_str(), ours.p50, theirs.max),
+            ("x", "ours", 200.0, 1200.0)
         );
-        assert_eq!((&rows[1]["rtts"], &rows[1]["ratioP50"]), (&Value::Null, &Value::Null));
+        let ratios: Vec<_> =
+            record.ratios.iter().map(|r| (r.at.as_str(), r.against.as_str(), r.value)).collect();
+        assert_eq!(ratios, [("p50", "theirs", 0.5), ("max", "theirs", 0.5)]);
     }
 }

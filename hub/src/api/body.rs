@@ -4,7 +4,7 @@ use super::error::ApiError;
 use super::{kinds, telemetry};
 use crate::core::task::{Attempt, End, Task, TaskSpec};
 use crate::event::{NodeView, Traffic};
-use dunlin_wire::job::{Delivery, OnDisconnect, Outcome, Report, layer};
+use dunlin_wire::job::{Delivery, Job, OnDisconnect, Outcome, Report, layer};
 use dunlin_wire::require::Require;
 use dunlin_wire::{Tag, TaskId, limits};
 use serde::Deserialize;
@@ -87,6 +87,12 @@ pub(super) fn submission(value: Value) -> Result<(Option<TaskId>, TaskSpec), Api
     let mut tags: Vec<Tag> = fields.take("requiredTags")?.unwrap_or_default();
     tags.sort();
     tags.dedup();
+    if let Job::Actuation(actuation) = &job {
+        // Boards offer what their policy can move.
+        tags.push(actuation.declared.target.clone());
+        tags.sort();
+        tags.dedup();
+    }
     if tags.len() > limits::TAGS_MAX {
         return Err(ApiError::field("requiredTags", format!("must have at most {}", limits::TAGS_MAX)));
     }
@@ -189,7 +195,7 @@ pub(super) fn task(task: &Task) -> Value {
     })
 }
 
-fn attempt(attempt: &Attempt) -> Value {
+pub(super) fn attempt(attempt: &Attempt) -> Value {
     json!({
         "attempt": attempt.number,
         "nodeId": attempt.node.as_str(),

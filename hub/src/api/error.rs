@@ -63,6 +63,7 @@ impl From<ApiRefusal> for ApiError {
             | ApiRefusal::NodeExists(_)
             | ApiRefusal::OldKeySet { .. } => StatusCode::CONFLICT,
             ApiRefusal::NoKeySet => StatusCode::BAD_REQUEST,
+            ApiRefusal::Actuation(_) => StatusCode::FORBIDDEN,
             ApiRefusal::QueueFull(_) | ApiRefusal::StoreFailed => StatusCode::SERVICE_UNAVAILABLE,
             ApiRefusal::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
         };

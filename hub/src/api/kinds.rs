@@ -4,12 +4,13 @@ use super::body::Fields;
 use super::error::ApiError;
 use super::signed;
 use axum::http::StatusCode;
+use dunlin_wire::actuation::{Actuation, Declared, Source, Tier};
 use dunlin_wire::envelope::Payload;
 use dunlin_wire::job::{HookDispatch, Job, OrchestratorRun, Shell, Wake};
 use serde_json::{Map, Value, json};
 
 /// What `kind` can be.
-const KINDS: [&str; 5] = ["shell", "signed", "orchestrator-run", "hook-dispatch", "wake"];
+const KINDS: [&str; 6] = ["shell", "signed", "orchestrator-run", "hook-dispatch", "wake", "actuation"];
 
 /// The job of a submission; of a signed one also what was signed.
 pub(super) fn job(kind: &str, payload: Option<Value>) -> Result<(Job, Option<Payload>), ApiError> {
@@ -33,6 +34,23 @@ fn parse(kind: &str, payload: Option<Value>) -> Result<(Job, Option<Payload>), A
     }
     let mut fields = Fields::of(payload, "payload.")?;
     let job = match kind {
+        "actuation" => {
+            let sources = |list: Vec<String>, field: &str| {
+                let parse = |word: &String| word_of(word, Source::parse, field, "llm, sensor or human");
+                list.iter().map(parse).collect::<Result<Vec<_>, _>>()
+            };
+            let tier: String = required(&mut fields, "tier", "payload.tier")?;
+            let declared = Declared {
+                target: required(&mut fields, "target", "payload.target")?,
+                tier: word_of(&tier, Tier::parse, "payload.tier", "T0, T1, T2 or T3")?,
+                evidence: sources(
+                    required(&mut fields, "evidence", "payload.evidence")?,
+                    "payload.evidence",
+                )?,
+                verified_by: sources(fields.take("verifiedBy")?.unwrap_or_default(), "payload.verifiedBy")?,
+            };
+            Job::Actuation(Actuation { shell: shell_in(&mut fields)?, declared })
+        }
         "orchestrator-run" => {
             let steps: Vec<Value> = required(&mut fields, "steps", "payload.steps")?;
             // Old submitters say these. Gate and reviewer are the board's, whatever is said here.
@@ -64,17 +82,25 @@ fn required<T: serde::de::DeserializeOwned>(
     fields.take(name)?.ok_or_else(|| ApiError::field(field, "is required"))
 }
 
+fn word_of<T>(word: &str, parse: fn(&str) -> Option<T>, field: &str, words: &str) -> Result<T, ApiError> {
+    parse(word).ok_or_else(|| ApiError::field(field, format!("must be of {words}, not `{word}`")))
+}
+
 fn shell(payload: Value) -> Result<Shell, ApiError> {
     let mut fields = Fields::of(payload, "payload.")?;
-    let argv = required(&mut fields, "argv", "payload.argv")?;
+    let shell = shell_in(&mut fields)?;
+    fields.end()?;
+    Ok(shell)
+}
+
+fn shell_in(fields: &mut Fields) -> Result<Shell, ApiError> {
+    let argv = required(fields, "argv", "payload.argv")?;
     let env: Map<String, Value> = fields.take("env")?.unwrap_or_default();
     let env = env.into_iter().map(|(name, value)| match value {
         Value::String(text) => Ok((name, text)),
         _ => Err(ApiError::field(format!("payload.env.{name}"), "must be a string")),
     });
-    let shell = Shell { argv, cwd: fields.take("cwd")?, env: env.collect::<Result<_, _>>()? };
-    fields.end()?;
-    Ok(shell)
+    Ok(Shell { argv, cwd: fields.take("cwd")?, env: env.collect::<Result<_, _>>()? })
 }
 
 /// Kind and payload of a job as the API shows them.
@@ -90,10 +116,19 @@ pub(super) fn shown(job: &Job) -> (&'static str, Value) {
             ("hook-dispatch", json!({"hook": hook, "payload": payload}))
         }
         Job::Wake(Wake { hook, text }) => ("wake", json!({"hook": hook, "text": text})),
+        Job::Actuation(Actuation { shell, declared }) => {
+            let words = |list: &[Source]| list.iter().map(|source| source.as_str()).collect::<Vec<_>>();
+            let mut shown = shell_shown(shell);
+            shown["target"] = declared.target.as_str().into();
+            shown["tier"] = declared.tier.as_str().into();
+            shown["evidence"] = words(&declared.evidence).into();
+            shown["verifiedBy"] = words(&declared.verified_by).into();
+            ("actuation", shown)
+        }
     }
 }
 
-pub(super) fn shell_shown(shell: &Shell) -> Value {
+fn shell_shown(shell: &Shell) -> Value {
     let env: Map<String, Value> = shell.env.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect();
     json!({"argv": shell.argv, "cwd": shell.cwd, "env": env})
 }

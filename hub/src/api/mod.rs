@@ -5,6 +5,7 @@ mod auth;
 mod body;
 mod error;
 mod events;
+mod follow;
 mod history;
 mod kinds;
 mod listen;
@@ -83,6 +84,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/tasks/{id}/retry", post(tasks::retry))
         .route("/v1/tasks/{id}/why", get(tasks::why))
         .route("/v1/tasks/{id}/output", get(output::get))
+        .route("/v1/tasks/{id}/output/follow", get(follow::get))
         .route("/v1/dlq", get(tasks::dead))
         .route("/v1/dlq/{id}", get(tasks::dead_one))
         .route("/v1/runs/summary", get(tasks::summary))

@@ -18,9 +18,9 @@ const BYTES_MAX: usize = 4 << 20;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
-    attempt: Option<u32>,
+    pub(super) attempt: Option<u32>,
     stream: Option<String>,
-    offset: Option<u64>,
+    pub(super) offset: Option<u64>,
 }
 
 pub(super) async fn get(
@@ -31,11 +31,7 @@ pub(super) async fn get(
 ) -> Result<Response, ApiError> {
     let wanted = query(wanted)?;
     let id = id(&text)?;
-    let stream = match wanted.stream.as_deref() {
-        None | Some("stdout") => Stream::Stdout,
-        Some("stderr") => Stream::Stderr,
-        Some(_) => return Err(ApiError::field("stream", "must be stdout or stderr")),
-    };
+    let stream = stream_of(&wanted)?;
     let task = state.store.read(|view| view.task(&id))?.ok_or_else(|| ApiError::not_found("task", &text))?;
     let attempt = match wanted.attempt {
         None => task.attempts.last(),
@@ -69,6 +65,14 @@ pub(super) async fn get(
     };
     let status = if range.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
     answer(status, bytes, from, held, attempt.end.is_none(), truncated)
+}
+
+pub(super) fn stream_of(wanted: &Wanted) -> Result<Stream, ApiError> {
+    match wanted.stream.as_deref() {
+        None | Some("stdout") => Ok(Stream::Stdout),
+        Some("stderr") => Ok(Stream::Stderr),
+        Some(_) => Err(ApiError::field("stream", "must be stdout or stderr")),
+    }
 }
 
 fn answer(

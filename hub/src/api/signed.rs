@@ -11,7 +11,7 @@ use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Extension, State};
 use data_encoding::BASE64URL_NOPAD;
-use dunlin_wire::envelope::{Audience, Envelope, Payload, Work};
+use dunlin_wire::envelope::{Audience, Envelope, Payload};
 use dunlin_wire::{Tag, TaskId, limits};
 use serde_json::{Value, json};
 
@@ -59,8 +59,8 @@ pub(super) fn shown(bytes: &[u8]) -> Value {
     let Some(payload) = Envelope::decode(bytes).and_then(|envelope| envelope.peek()) else {
         return json!({});
     };
-    let Work::Shell(work) = &payload.work;
-    let mut shown = kinds::shell_shown(work);
+    let (kind, mut shown) = kinds::shown(&payload.work.into());
+    shown["kind"] = kind.into();
     shown["issuer"] = payload.issuer.to_string().into();
     shown["reason"] = payload.reason.into();
     shown["rules"] = payload.rules.into();

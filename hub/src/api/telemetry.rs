@@ -96,6 +96,12 @@ fn shown(word: &str) -> Option<Shown> {
             "bytes",
             "gpu",
         ),
+        "networkReceived" => {
+            ("dunlin_network_receive_bytes_total", "Received by a network interface.", MIB, "bytes", "device")
+        }
+        "networkSent" => {
+            ("dunlin_network_transmit_bytes_total", "Sent by a network interface.", MIB, "bytes", "device")
+        }
         _ => return None,
     };
     Some(Shown { metric, help, divisor, unit, label })

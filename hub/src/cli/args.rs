@@ -10,6 +10,7 @@ const AFTER: &str = "\
 Exit codes of `submit --wait`: 0 ok; the job's own code; 128+N signal N; 124 timed out; 130 cancelled; 77 denied by the
 board; 126/127 could not be started; 137 out of memory; 125 limit hit or stuck; 75 interrupted or lost; 74 output over
 its limit; 70 fault of the agent.
+Of `task logs -f`: 0 when the attempt has ended, however; 130 on Ctrl-C, which ends nothing but the following.
 Of every command: 64 wrong usage; 65 the hub refused what was asked; 69 the hub cannot be reached; 77 token refused.
 The token comes from DUNLIN_TOKEN, or from --token-file (0600; default ~/.config/dunlin/token).";
 
@@ -131,7 +132,7 @@ pub(super) struct SubmitArgs {
     pub job: JobArgs,
     #[command(flatten)]
     pub sign: SignArgs,
-    /// shell, orchestrator-run, hook-dispatch or wake.
+    /// shell, orchestrator-run, hook-dispatch or wake; actuation is what --actuate makes.
     #[arg(long, default_value = "shell")]
     pub kind: String,
     /// The job as a JSON file instead of what follows `--`; `-` is stdin.
@@ -185,6 +186,8 @@ pub(super) struct JobArgs {
     /// What happens when the board loses power.
     #[arg(long, value_parser = ["atLeastOnce", "atMostOnce"])]
     pub delivery: Option<String>,
+    #[command(flatten)]
+    pub actuate: ActuateArgs,
     /// Program (absolute path) and arguments.
     #[arg(last = true)]
     pub argv: Vec<String>,
@@ -199,6 +202,23 @@ impl JobArgs {
         };
         self.env.iter().map(pair).collect()
     }
+}
+
+/// What is declared of a job that moves something.
+#[derive(Args)]
+pub(super) struct ActuateArgs {
+    /// The job moves this: actuator:pump:P1. The board's policy decides whether that may be.
+    #[arg(long, value_name = "TARGET", requires_all = ["tier", "evidence", "argv"])]
+    pub actuate: Option<String>,
+    /// How good the evidence is: T0 (a conclusion), T1 (an observation), T2 (verified), T3 (verified by a human for this).
+    #[arg(long, requires = "actuate", value_parser = ["T0", "T1", "T2", "T3"])]
+    pub tier: Option<String>,
+    /// Where it comes from.
+    #[arg(long, requires = "actuate", value_delimiter = ',', value_parser = ["llm", "sensor", "human"])]
+    pub evidence: Vec<String>,
+    /// Who verified it.
+    #[arg(long, requires = "actuate", value_delimiter = ',', value_parser = ["sensor", "human"])]
+    pub verified_by: Vec<String>,
 }
 
 #[derive(Subcommand)]
@@ -231,6 +251,12 @@ pub(super) enum TaskCommand {
         /// Another attempt than the latest.
         #[arg(long)]
         attempt: Option<u64>,
+        /// Follow it until the attempt ends, also over a metered link; what is not seen live is marked on stderr.
+        #[arg(short, long)]
+        follow: bool,
+        /// One JSON object a line: `data` (base64) or `gap` at an `offset`, `end` in the end.
+        #[arg(long, requires = "follow")]
+        json: bool,
     },
     /// Why it is not running.
     Why {

@@ -128,17 +128,26 @@ impl Client {
     /// One call; the JSON of the answer.
     pub(super) fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
         let mut response = self.request(method, path, "application/json", body)?;
+        if !response.status().is_success() {
+            return Err(self.refused(&mut response));
+        }
         let text = response.body_mut().read_to_string();
         let text = text.map_err(|e| self.unreachable(&e))?;
+        Ok(serde_json::from_str(&text).unwrap_or_default())
+    }
+
+    /// Why the hub refused.
+    fn refused(&self, response: &mut ureq::http::Response<ureq::Body>) -> Failure {
+        let text = match response.body_mut().read_to_string() {
+            Ok(text) => text,
+            Err(error) => return self.unreachable(&error),
+        };
         let value: Value = serde_json::from_str(&text).unwrap_or_default();
-        if response.status().is_success() {
-            return Ok(value);
-        }
         let error = &value["error"];
         let words = |name: &str| error[name].as_str().unwrap_or("no reason given").to_owned();
         let field = error["field"].as_str().map_or(String::new(), |f| format!("{f}: "));
         let message = format!("{field}{}", words("message"));
-        Err(Failure::Refused { status: response.status().as_u16(), code: words("code"), message })
+        Failure::Refused { status: response.status().as_u16(), code: words("code"), message }
     }
 
     pub(super) fn get(&self, path: &str) -> Result<Value, Failure> {
@@ -170,9 +179,16 @@ impl Client {
     }
 
     /// Calls `f` with every event after `since`, until it says `false` or the stream ends.
-    pub(super) fn events(&self, since: u64, mut f: impl FnMut(&Value) -> bool) -> Result<(), Failure> {
-        let mut response =
-            self.request("GET", &format!("/v1/events?since={since}"), "text/event-stream", None)?;
+    pub(super) fn events(&self, since: u64, f: impl FnMut(&Value) -> bool) -> Result<(), Failure> {
+        self.stream(&format!("/v1/events?since={since}"), f)
+    }
+
+    /// Calls `f` with every server-sent event of `path`, until it says `false` or the stream ends.
+    pub(super) fn stream(&self, path: &str, mut f: impl FnMut(&Value) -> bool) -> Result<(), Failure> {
+        let mut response = self.request("GET", path, "text/event-stream", None)?;
+        if !response.status().is_success() {
+            return Err(self.refused(&mut response));
+        }
         let lines = BufReader::new(response.body_mut().as_reader()).lines();
         for line in lines {
             let line =

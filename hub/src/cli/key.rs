@@ -49,7 +49,8 @@ pub(super) struct CertArgs {
     /// The fleet, as `dunlin-agent check` prints it on a board.
     #[arg(long)]
     fleet: String,
-    /// What it may sign: shell (programs), line (free shell lines).
+    /// What it may sign: shell (programs), line (free shell lines), actuation (programs that move an actuator), run
+    /// (orchestrator runs, whose steps must be covered too), hook (under the rule `hook:NAME`).
     #[arg(long, value_delimiter = ',', default_value = "shell")]
     kind: Vec<String>,
     /// Rules of the board's policy it may use, or `*`.
@@ -186,7 +187,8 @@ pub(super) fn key(command: KeyCommand) -> Result<(), Failure> {
 
 fn certify(args: CertArgs) -> Result<(), Failure> {
     let kind = |word: &String| {
-        Kind::parse(word).ok_or_else(|| usage(format!("--kind `{word}` must be shell or line")))
+        Kind::parse(word)
+            .ok_or_else(|| usage(format!("--kind `{word}` must be shell, line, actuation, run or hook")))
     };
     let tag = |text: &String| text.parse::<Tag>().map_err(|e| usage(format!("--tag `{text}`: {e}")));
     let cert = Cert {

@@ -10,6 +10,7 @@ mod sign;
 mod top;
 mod trust;
 mod wait;
+mod work;
 
 use args::{Cli, Command, NodeCommand, SubmitArgs, TaskCommand};
 use clap::Parser;
@@ -115,13 +116,20 @@ fn submit(client: &Client, args: SubmitArgs) -> Result<u8, Failure> {
 fn body(args: &SubmitArgs) -> Result<Value, Failure> {
     let job = &args.job;
     let env: serde_json::Map<_, _> = job.variables()?.into_iter().map(|(k, v)| (k, v.into())).collect();
-    let signed = args.sign.envelope(job)?;
+    let given = args.payload.as_deref().map(payload).transpose()?;
+    let signed = args.sign.envelope(job, || work::of(&args.kind, given.clone(), job))?;
+    let mut kind = args.kind.as_str();
+    let mut payload = given.unwrap_or_else(|| json!({"argv": job.argv, "cwd": job.cwd, "env": env}));
+    if let Some(declared) = work::declared(job)? {
+        kind = "actuation";
+        payload["target"] = declared.target.as_str().into();
+        payload["tier"] = declared.tier.as_str().into();
+        payload["evidence"] = job.actuate.evidence.clone().into();
+        payload["verifiedBy"] = job.actuate.verified_by.clone().into();
+    }
     let mut body = json!({
-        "kind": args.kind,
-        "payload": match &args.payload {
-            Some(file) => payload(file)?,
-            None => json!({"argv": job.argv, "cwd": job.cwd, "env": env}),
-        },
+        "kind": kind,
+        "payload": payload,
         "requiredTags": args.tag,
         "requires": args.require,
     });
@@ -174,7 +182,12 @@ fn task(client: &Client, command: TaskCommand) -> Result<(), Failure> {
             client.post(&format!("/v1/tasks/{id}/retry"), &none)?;
             println!("{id} queued again");
         }
-        TaskCommand::Logs { id, stderr, attempt } => {
+        TaskCommand::Logs { id, stderr, attempt, follow: true, json } => {
+            let stream = if stderr { "stderr" } else { "stdout" };
+            let attempt = attempt.map_or(String::new(), |n| format!("&attempt={n}"));
+            wait::follow(client, &format!("/v1/tasks/{id}/output/follow?stream={stream}{attempt}"), json)?;
+        }
+        TaskCommand::Logs { id, stderr, attempt, .. } => {
             let task = client.get(&format!("/v1/tasks/{id}"))?;
             let last = task["attempt"].as_u64().unwrap_or(0);
             let stream = if stderr { "stderr" } else { "stdout" };

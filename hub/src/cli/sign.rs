@@ -3,11 +3,12 @@
 use super::args::{JobArgs, duration};
 use super::client::Failure;
 use super::key::{self, usage};
+use super::work;
 use crate::clock;
 use clap::{Args, Subcommand};
 use dunlin_wire::bundle::BundleResult;
 use dunlin_wire::envelope::{Audience, Envelope, Payload, VERSION, Work};
-use dunlin_wire::job::{Delivery, Shell};
+use dunlin_wire::job::{Delivery, Job};
 use dunlin_wire::seal::{Context, to_text};
 use dunlin_wire::{Key, TaskId, limits};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -84,7 +85,11 @@ pub(super) enum BundleCommand {
 
 impl SignArgs {
     /// The signed job, when it is to be signed.
-    pub(super) fn envelope(&self, job: &JobArgs) -> Result<Option<Vec<u8>>, Failure> {
+    pub(super) fn envelope(
+        &self,
+        job: &JobArgs,
+        work: impl FnOnce() -> Result<Job, Failure>,
+    ) -> Result<Option<Vec<u8>>, Failure> {
         let Some(path) = &self.sign else { return Ok(None) };
         let (pair, issuer) = key::load(path)?;
         let cert = self.cert.as_deref().map(key::cert).transpose()?;
@@ -105,7 +110,7 @@ impl SignArgs {
         let now_ms = clock::now().wall;
         let payload = Payload {
             version: VERSION,
-            work: Work::Shell(Shell { argv: job.argv.clone(), cwd: job.cwd.clone(), env: job.variables()? }),
+            work: Work::try_from(work()?).map_err(|e| usage(e.to_string()))?,
             rules: self.rule.clone(),
             task: task.parse::<TaskId>().map_err(|e| usage(format!("--task-id: {e}")))?,
             fleet,
@@ -145,7 +150,9 @@ pub(super) fn bundle(args: BundleArgs) -> Result<u8, Failure> {
     match args.command {
         Some(BundleCommand::Show { file, key, json }) => show(&file, key.as_deref(), json),
         None => {
-            let bytes = args.sign.envelope(&args.job)?.ok_or_else(|| usage("a bundle needs --sign KEY"))?;
+            let work = || work::of("shell", None, &args.job);
+            let bytes =
+                args.sign.envelope(&args.job, work)?.ok_or_else(|| usage("a bundle needs --sign KEY"))?;
             key::write(args.out.as_deref(), &to_text(Context::Job, &bytes), 0o644)?;
             Ok(0)
         }

@@ -73,6 +73,31 @@ impl Follower<'_> {
     }
 }
 
+/// `task logs -f`: copies what the job writes until its attempt ends.
+pub(super) fn follow(client: &Client, path: &str, json: bool) -> Result<(), Failure> {
+    let mut ended = false;
+    client.stream(path, |piece| {
+        ended = piece.get("end").is_some();
+        let wrote = if json {
+            writeln!(std::io::stdout(), "{piece}")
+        } else if let Some(missing) = piece["gap"].as_u64() {
+            eprintln!("dunlin: {missing} bytes at {} were not seen live", piece["offset"]);
+            Ok(())
+        } else {
+            let data = piece["data"].as_str().unwrap_or_default().as_bytes();
+            let bytes = data_encoding::BASE64.decode(data).unwrap_or_default();
+            std::io::stdout().write_all(&bytes).and_then(|()| std::io::stdout().flush())
+        };
+        // A reader of ours that is gone has seen enough.
+        ended |= wrote.is_err();
+        !ended
+    })?;
+    match ended {
+        true => Ok(()),
+        false => Err(Failure::Unreachable { hub: "the API".into(), why: "the stream broke off".into() }),
+    }
+}
+
 /// The exit code for how a task ended; says on stderr what the code alone does not.
 pub(super) fn exit_code(task: &Value) -> u8 {
     let outcome = task["attempts"].as_array().and_then(|a| a.last()).map(|a| &a["outcome"]);

@@ -79,6 +79,8 @@ impl Place {
 #[derive(Debug, Clone)]
 struct Seat {
     load: u32,
+    // When it last got a task, in the order of grants: among equals, who waited longest is next.
+    turn: u64,
     tags: Arc<[Tag]>,
     confirmed: bool,
     // What its board last said, and until when that is believed, in monotonic milliseconds.
@@ -97,9 +99,12 @@ impl Seat {
 pub struct Schedule {
     groups: BTreeMap<Need, BTreeMap<Rank, TaskId>>,
     seats: BTreeMap<NodeName, Seat>,
-    order: BTreeSet<(u32, NodeName)>,
-    changed_nodes: BTreeSet<(u32, NodeName)>,
+    order: BTreeSet<(u32, u64, NodeName)>,
+    changed_nodes: BTreeSet<(u32, u64, NodeName)>,
     changed_tasks: BTreeSet<Place>,
+    // Of nodes that were granted something; as many as there are nodes.
+    turns: BTreeMap<NodeName, u64>,
+    turn: u64,
 }
 
 impl Schedule {
@@ -123,9 +128,10 @@ impl Schedule {
     /// A node can take a task now; `load` is what it holds already, `confirmed` whether its handshake is over.
     pub fn seat(&mut self, name: &NodeName, load: u32, tags: Arc<[Tag]>, confirmed: bool) {
         self.unseat(name);
-        self.seats.insert(name.clone(), Seat { load, tags, confirmed, board: None });
-        self.order.insert((load, name.clone()));
-        self.changed_nodes.insert((load, name.clone()));
+        let turn = self.turns.get(name).copied().unwrap_or(0);
+        self.seats.insert(name.clone(), Seat { load, turn, tags, confirmed, board: None });
+        self.order.insert((load, turn, name.clone()));
+        self.changed_nodes.insert((load, turn, name.clone()));
     }
 
     /// What a seated node's board last said, and until when that is believed, in monotonic milliseconds. Seating it anew
@@ -139,7 +145,7 @@ impl Schedule {
     /// A node can take nothing now. Harmless when it could not.
     pub fn unseat(&mut self, name: &NodeName) {
         if let Some(seat) = self.seats.remove(name) {
-            let at = (seat.load, name.clone());
+            let at = (seat.load, seat.turn, name.clone());
             self.order.remove(&at);
             self.changed_nodes.remove(&at);
         }
@@ -148,11 +154,21 @@ impl Schedule {
     /// The next grant to make. The caller then removes the task and seats the node anew, or unseats it; both must
     /// happen before the next call. `now` is in monotonic milliseconds.
     pub fn next_grant(&mut self, now: u64) -> Option<(TaskId, NodeName)> {
-        while let Some((load, name)) = self.changed_nodes.first().cloned() {
-            if let Some(task) = self.best_task(&name, now) {
-                return Some((task, name));
+        let (task, name) = self.fit(now)?;
+        self.turn += 1;
+        self.turns.insert(name.clone(), self.turn);
+        Some((task, name))
+    }
+
+    fn fit(&mut self, now: u64) -> Option<(TaskId, NodeName)> {
+        while let Some(at) = self.changed_nodes.first().cloned() {
+            if let Some((place, task)) = self.best_task(&at.2, now) {
+                // A task that is new fits every seat alike, so whoever just came back is not before those who wait.
+                let is_new = self.changed_tasks.contains(&place);
+                let best = is_new.then(|| self.least_loaded(&place.need, now)).flatten();
+                return Some((task, best.unwrap_or(at.2)));
             }
-            self.changed_nodes.remove(&(load, name));
+            self.changed_nodes.remove(&at);
         }
         while let Some(place) = self.changed_tasks.first().cloned() {
             let id = self.groups.get(&place.need).and_then(|group| group.get(&place.rank)).cloned();
@@ -164,7 +180,7 @@ impl Schedule {
         None
     }
 
-    fn best_task(&self, name: &NodeName, now: u64) -> Option<TaskId> {
+    fn best_task(&self, name: &NodeName, now: u64) -> Option<(Place, TaskId)> {
         let seat = self.seats.get(name)?;
         let untargeted = self.groups.iter().take_while(|(need, _)| need.target.is_none());
         let first = Need { target: Some(name.clone()), ..Need::default() };
@@ -172,9 +188,9 @@ impl Schedule {
         untargeted
             .chain(targeted)
             .filter(|(need, _)| seat.suits(name, need, now))
-            .filter_map(|(_, group)| group.first_key_value())
-            .min_by_key(|(rank, _)| **rank)
-            .map(|(_, id)| id.clone())
+            .filter_map(|(need, group)| Some((need, group.first_key_value()?)))
+            .min_by_key(|(_, (rank, _))| **rank)
+            .map(|(need, (rank, id))| (Place { rank: *rank, need: need.clone() }, id.clone()))
     }
 
     fn least_loaded(&self, need: &Need, now: u64) -> Option<NodeName> {
@@ -182,7 +198,7 @@ impl Schedule {
             let seat = self.seats.get(name)?;
             return seat.suits(name, need, now).then(|| name.clone());
         }
-        let mut names = self.order.iter().map(|(_, name)| name);
+        let mut names = self.order.iter().map(|(_, _, name)| name);
         names.find(|name| self.seats.get(*name).is_some_and(|seat| seat.suits(name, need, now))).cloned()
     }
 }
@@ -285,6 +301,26 @@ mod tests {
             drain(&mut schedule, &places, &mut free);
             assert!(free.values().all(|(load, _)| *load == 5), "{free:?}");
         }
+    }
+
+    #[test]
+    fn jobs_that_end_at_once_go_round() {
+        let mut schedule = Schedule::default();
+        let names: Vec<NodeName> = ["a", "b", "c", "d"].iter().map(|n| n.parse().unwrap()).collect();
+        names.iter().for_each(|name| schedule.seat(name, 0, Arc::from([]), true));
+        let mut jobs = BTreeMap::<NodeName, u32>::new();
+        for at in 0..20 {
+            let place = place(at, at as u64, &[], None);
+            schedule.insert(place.clone(), format!("t{at}").parse().unwrap());
+            let (_, node) = schedule.next_grant(0).unwrap();
+            schedule.remove(&place);
+            schedule.unseat(&node);
+            assert_eq!(schedule.next_grant(0), None);
+            // It comes back together with the next job.
+            schedule.seat(&node, 0, Arc::from([]), true);
+            *jobs.entry(node).or_default() += 1;
+        }
+        assert_eq!(jobs.into_values().collect::<Vec<_>>(), [5; 4]);
     }
 
     #[test]

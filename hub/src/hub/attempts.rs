@@ -320,7 +320,7 @@ impl Hub {
             code: word.into(),
             detail: None,
         };
-        turn.write.append_audit(&row)?;
+        turn.write.append_decision(&row)?;
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! The audit row of a request. Whatever changes something leaves exactly one, whether it was done or refused; reads leave none.
 
 use crate::event::{Answer, ApiRefusal, AuditRecord, Request};
-use dunlin_wire::job::{HookDispatch, Job, Wake};
+use dunlin_wire::job::{Actuation, HookDispatch, Job, Wake};
 use dunlin_wire::redact;
 
 /// What is known of it before it is answered.
@@ -77,6 +77,9 @@ fn asked(job: &Job) -> String {
         }
         Job::HookDispatch(HookDispatch { hook, .. }) => format!("hook {hook}"),
         Job::Wake(Wake { hook, .. }) => format!("wake {hook}"),
+        Job::Actuation(Actuation { shell, declared }) => {
+            format!("{declared}: {}", redact::arguments(&shell.argv).join(" "))
+        }
     }
 }
 

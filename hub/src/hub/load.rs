@@ -53,6 +53,7 @@ impl Hub {
             schedule: Schedule::default(),
             timers: Timers::default(),
             figures: Figures::default(),
+            tails: super::tails::Tails::default(),
         };
         hub.rebuild(now)?;
         Ok(hub)

@@ -12,6 +12,7 @@ mod overlays;
 mod recover;
 mod requests;
 mod session;
+mod tails;
 mod tasks;
 mod telemetry;
 mod timers;
@@ -32,6 +33,7 @@ use dunlin_wire::{ClaimId, CloseCode, Fence, FleetId, Key, NodeName, Tag, TaskId
 use ring::signature::Ed25519KeyPair;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use tails::Tails;
 
 /// What the engine is told once.
 pub struct Setup {
@@ -147,6 +149,7 @@ pub struct Hub {
     schedule: Schedule,
     timers: Timers,
     figures: Figures,
+    tails: Tails,
 }
 
 /// One batch of events: its transaction and what is said once that is committed.
@@ -262,6 +265,14 @@ impl Hub {
             Event::Control { conn, frame } => self.handle_control(conn, frame, turn),
             Event::Beat { conn, every_ms, sample } => self.handle_beat(conn, every_ms, sample, turn),
             Event::Upload { conn, frame } => self.handle_upload(conn, frame, turn),
+            Event::Follow { fence, stream, by } => {
+                self.follow(fence, stream, by, turn);
+                Ok(())
+            }
+            Event::Taken { fence, stream } => {
+                self.top_up(fence, stream, turn);
+                Ok(())
+            }
             Event::Closed { conn, key, by, traffic } => {
                 self.figures.traffic += traffic;
                 let name = self.member_of(key).map(|member| member.node.spec.name.clone());

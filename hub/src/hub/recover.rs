@@ -28,6 +28,7 @@ impl Hub {
         if !verdicts.is_empty() {
             turn.send(conn, ToAgent::Verdicts { heard, verdicts });
         }
+        self.watch_again(name, turn);
         self.lose_what_is_not_held(name, unfinished, claims, turn)
     }
 

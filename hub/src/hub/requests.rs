@@ -7,7 +7,9 @@ use crate::core::task::{State, Task, TaskSpec};
 use crate::core::timer::Timer;
 use crate::event::{Answer, ApiRefusal, Effect, Recent, Request};
 use crate::store::StoreError;
-use dunlin_wire::job::CancelledBy;
+use dunlin_wire::actuation::is_actuator;
+use dunlin_wire::envelope::Envelope;
+use dunlin_wire::job::{CancelledBy, Denial, Job};
 use dunlin_wire::ticket::Ticket;
 use dunlin_wire::{CloseCode, Key, NodeName, TaskId};
 use ring::digest::{SHA256, digest};
@@ -66,6 +68,10 @@ impl Hub {
             } else {
                 Err(ApiRefusal::TaskExists(id))
             });
+        }
+        if let Some(denial) = actuation_refusal(&spec) {
+            *self.figures.denials.entry(denial.as_str()).or_default() += 1;
+            return Ok(Err(ApiRefusal::Actuation(denial)));
         }
         let queued = self.figures.tasks.get(&State::Queued).copied().unwrap_or(0);
         if queued >= self.setup.queue_max {
@@ -225,5 +231,17 @@ impl Hub {
             turn.event(if halted { "fleet.halted" } else { "fleet.resumed" }, |_| {})?;
         }
         Ok(())
+    }
+}
+
+/// Why no board would take a task that moves something, as far as the hub can tell; the board decides all of it again.
+fn actuation_refusal(spec: &TaskSpec) -> Option<Denial> {
+    let signed = match &spec.job {
+        Job::Signed(bytes) => Envelope::decode(bytes).and_then(|envelope| envelope.peek()),
+        _ => None,
+    };
+    match signed.map_or_else(|| spec.job.clone(), |payload| payload.work.into()) {
+        Job::Actuation(actuation) => actuation.declared.refusal(),
+        _ => spec.tags.iter().any(is_actuator).then_some(Denial::ActuationUndeclared),
     }
 }

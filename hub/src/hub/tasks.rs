@@ -102,6 +102,7 @@ impl Hub {
         self.timers.clear(&Timer::Lease(fence));
         self.timers.clear(&Timer::Accept(fence));
         self.timers.clear(&Timer::Stuck(fence));
+        self.unfollow(fence);
         let Some(held) = self.attempts.remove(&fence) else { return Ok(()) };
         let attempt = task.attempts.iter().rev().find(|a| a.fence == fence);
         if let Some(attempt) = attempt {

@@ -46,6 +46,10 @@ impl Hub {
             Upload::Outcome { task, fence, report } => {
                 self.handle_outcome(conn, name, &task, fence, report, turn)
             }
+            Upload::Tail { fence, stream, offset, bytes } => {
+                self.handle_tail(name, (fence, stream), offset, bytes, turn);
+                Ok(())
+            }
         }
     }
 
@@ -68,6 +72,7 @@ impl Hub {
         }
         turn.write.append_output(fence, stream, offset, bytes)?;
         self.watch_progress(fence, turn);
+        self.nudge(fence, stream);
         Ok(())
     }
 
@@ -128,7 +133,7 @@ impl Hub {
         if code != "allowed" {
             *self.figures.denials.entry(code).or_default() += 1;
         }
-        turn.write.append_audit(&AuditRecord {
+        turn.write.append_decision(&AuditRecord {
             at_ms: turn.now.wall,
             actor: format!("node:{name}"),
             action: "attempt.decide".into(),

@@ -52,8 +52,10 @@ tables! {
     Invites = "invites",
     /// event id -> EventRecord
     Events = "events",
-    /// audit id -> AuditRecord
+    /// audit id -> AuditRecord, of what people did
     Audit = "audit",
+    /// audit id -> AuditRecord, of what boards decided and did; ids are of one sequence with `audit`
+    Decisions = "decisions",
     /// token name -> Token
     Tokens = "tokens",
     /// node -> names of its series

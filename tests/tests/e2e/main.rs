@@ -2,15 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
+mod actuation;
 mod api;
 mod board;
 mod boards;
 mod clock;
 mod faults;
+mod fleet;
+mod follow;
 mod https;
 mod install;
 mod kinds;
 mod nodes;
+mod openclaw;
 mod replay;
 mod restart;
 mod roles;

@@ -155,11 +155,11 @@ fn tags_targets_and_roles_hold() {
     let (_dir, fleet) = fleet();
     let _hub = fleet.start_hub().unwrap();
     let _a = fleet.add_agent("a", &["--tag", "linux"]).unwrap();
-    let _b = fleet.add_agent("b", &["--tag", "linux", "--tag", "gpu", "--tag", "actuator:pump:P1"]).unwrap();
+    let _b = fleet.add_agent("b", &["--tag", "linux", "--tag", "gpu", "--tag", "site:north:P1"]).unwrap();
     let _c = fleet.add_agent("c", &["--tag", "rare", "--role", "viewer"]).unwrap();
     for (more, node) in [
         (json!({"requiredTags": ["linux", "gpu"]}), "b"),
-        (json!({"requiredTags": ["actuator:*"]}), "b"),
+        (json!({"requiredTags": ["site:*"]}), "b"),
         (json!({"targetNodeId": "a"}), "a"),
         (json!({"targetNodeId": "b"}), "b"),
         (json!({"requiredTags": [format!("arch:{}", std::env::consts::ARCH)], "targetNodeId": "a"}), "a"),

@@ -189,6 +189,7 @@ fn without_any_way_to_kill_it_is_stuck() {
     for pid in users.iter().flat_map(|uid| processes_of(*uid)) {
         let _ = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status();
     }
+    until("its slot is of use again", || (board.fleet.node("a")["freeSlots"] == 2).then_some(()));
 }
 
 /// What a job with everything says of its surroundings; the same with the calls of an old kernel.
@@ -342,8 +343,14 @@ fn what_cannot_be_killed_is_stuck_and_the_next_job_runs() {
     for _ in 0..2 {
         assert_eq!(board.say("id -u"), ("ok".to_owned(), format!("{}\n", users[1])));
     }
+    let free = || board.fleet.node("a")["freeSlots"].clone();
+    assert_eq!(free(), 1, "the slot of what is stuck is not offered");
     drop(thaw);
     until("it is gone in the end", || processes_of(users[0]).is_empty().then_some(()));
+    until("its slot is of use again", || (free() == 2).then_some(()));
+    // What it had is cleared away with it.
+    let left = |dir: &str| std::fs::read_dir(board.fleet.data("a").join(dir)).map_or(0, Iterator::count);
+    assert_eq!((left("run"), left("scratch")), (0, 0));
     let _ = std::fs::remove_dir(&freezer);
 }
 

@@ -38,32 +38,32 @@ cwd = ["work"]
 write = ["root:work"]
 "#;
 
-struct Signers<'f> {
+pub(super) struct Signers<'f> {
     fleet: &'f Fleet,
 }
 
 impl Signers<'_> {
-    fn at(&self, name: &str) -> String {
+    pub(super) fn at(&self, name: &str) -> String {
         self.fleet.dir().join(name).display().to_string()
     }
 
-    fn dunlin(&self, args: &[&str]) -> Output {
+    pub(super) fn dunlin(&self, args: &[&str]) -> Output {
         self.fleet.command("dunlin").args(args).output().unwrap()
     }
 
     /// Runs `dunlin`, which must succeed; what it printed.
-    fn said(&self, args: &[&str]) -> String {
+    pub(super) fn said(&self, args: &[&str]) -> String {
         let output = self.dunlin(args);
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    fn key(&self, name: &str) -> String {
+    pub(super) fn key(&self, name: &str) -> String {
         self.said(&["key", "new", "--out", &self.at(name)])
     }
 
     /// A certificate for `key` by the root in `root`; its file.
-    fn cert(&self, root: &str, key: &str, name: &str, more: &[&str]) -> String {
+    pub(super) fn cert(&self, root: &str, key: &str, name: &str, more: &[&str]) -> String {
         let enrolment = std::fs::read_to_string(self.fleet.data("a").join("enrolment.toml")).unwrap();
         let fleet = enrolment.lines().find_map(|l| l.strip_prefix("fleet = ")).unwrap().trim_matches('"');
         let (root, out) = (self.at(root), self.at(name));
@@ -81,7 +81,7 @@ impl Signers<'_> {
     }
 
     /// What the board makes of an envelope that the hub gives it, whoever it was for.
-    fn offer(&self, envelope: &[u8]) -> Value {
+    pub(super) fn offer(&self, envelope: &[u8]) -> Value {
         let envelope = BASE64URL_NOPAD.encode(envelope);
         let body = json!({"kind": "signed", "payload": {"envelope": envelope}, "targetNodeId": "a"});
         let task = self.fleet.post("/v1/tasks", &body).unwrap();
@@ -91,7 +91,11 @@ impl Signers<'_> {
 
 /// A board with a trust file and a strict policy, not started yet, and its operators.
 fn board(fleet: &Fleet) -> Signers<'_> {
-    let policy = POLICY.replace("@DIR@", &fleet.dir().display().to_string());
+    board_with(fleet, POLICY)
+}
+
+pub(super) fn board_with<'f>(fleet: &'f Fleet, policy: &str) -> Signers<'f> {
+    let policy = policy.replace("@DIR@", &fleet.dir().display().to_string());
     std::fs::write(fleet.dir().join("policy.toml"), policy).unwrap();
     fleet.enrol("a", &["--max-concurrent", "4", "--tag", "gpu"]).unwrap();
     let signers = Signers { fleet };

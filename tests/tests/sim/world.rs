@@ -477,7 +477,8 @@ impl World {
                         self.cut(conn);
                     }
                 }
-                AgentEffect::Store(_) | AgentEffect::Live { .. } | AgentEffect::Exit => {}
+                AgentEffect::Live { .. } | AgentEffect::Tail { .. } | AgentEffect::Credit { .. } => {}
+                AgentEffect::Store(_) | AgentEffect::Exit => {}
             }
         }
         true

@@ -5,7 +5,7 @@ use super::raw::{RawMatcher, RawPolicy, RawRule};
 use super::{
     Ceilings, Grade, Matcher, OnOutputLimit, PathKind, Policy, Root, Rule, Signing, TIMEOUT_MS, User,
 };
-use super::{confine, hooks};
+use super::{actuation, confine, hooks};
 use dunlin_wire::job::Denial;
 use dunlin_wire::{limits, units};
 use regex_lite::Regex;
@@ -236,6 +236,9 @@ fn rule(raw: RawRule, policy: &Policy, source: &Source<'_>) -> Result<Rule, Poli
             "shell = true takes one free line behind `-c`, so it can have no args, rest or script",
         ));
     }
+    if raw.shell && raw.actuator.is_some() {
+        return Err(err("a free line can move anything, so shell = true can have no actuator"));
+    }
     if let Some(script) = raw.script.as_ref().filter(|s| !s.starts_with('/')) {
         return Err(err(&format!("script `{script}` must be an absolute path")));
     }
@@ -249,6 +252,7 @@ fn rule(raw: RawRule, policy: &Policy, source: &Source<'_>) -> Result<Rule, Poli
         }
     });
     let secret_env = secret_env.collect::<Result<_, _>>()?;
+    let actuator = raw.actuator.as_ref().map(actuation::compile).transpose().map_err(|m| err(&m))?;
     let unmet = unmet(&raw);
     let mut confinement = confine::compile(&raw, policy).map_err(|m| err(&m))?;
     let matcher = |raw| matcher(raw, policy).map_err(|m| err(&m));
@@ -263,7 +267,8 @@ fn rule(raw: RawRule, policy: &Policy, source: &Source<'_>) -> Result<Rule, Poli
     confinement.roots = named.map(|root| root.path.clone()).collect();
     // A rule that names its timeout and no more means just that.
     let ceiling = timeout_ms_max.or(timeout_ms).unwrap_or(policy.ceilings.timeout_ms);
-    let privileged = confinement.user == User::Root || raw.launcher || raw.shell || raw.detach;
+    let privileged =
+        confinement.user == User::Root || raw.launcher || raw.shell || raw.detach || actuator.is_some();
     Ok(Rule {
         program,
         sha256,
@@ -285,6 +290,7 @@ fn rule(raw: RawRule, policy: &Policy, source: &Source<'_>) -> Result<Rule, Poli
         on_output_limit,
         unicode: raw.unicode,
         launcher: raw.launcher || raw.shell,
+        actuator,
         id: raw.id,
     })
 }

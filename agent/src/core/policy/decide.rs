@@ -1,12 +1,15 @@
 //! Whether a job may run, on its words alone. In the order of EXEC.md: shape and sizes, program, arguments, env,
 //! timeout, then cwd and path operands as text; what the paths lead to is looked at on the opened things.
 
-use super::{ARG_BYTES_MAX, ARGV_MAX, Matcher, PathKind, Policy, Root, Rule, Signing};
+use super::{
+    ARG_BYTES_MAX, ARGV_MAX, Actuator, Matcher, PathKind, Policy, Root, Rule, Signing, User, actuation,
+};
+use dunlin_wire::actuation::Declared;
 use dunlin_wire::job::Denial;
 use dunlin_wire::keys::{Kind, Scope};
 
 /// What is asked.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Request<'a> {
     /// Program and arguments.
     pub argv: &'a [String],
@@ -16,6 +19,8 @@ pub struct Request<'a> {
     pub env: &'a [(String, String)],
     /// Timeout, in milliseconds.
     pub timeout_ms: Option<u64>,
+    /// What is declared of it, when it moves something.
+    pub declared: Option<&'a Declared>,
     /// Who signed it, when somebody did.
     pub signed: Option<Signed<'a>>,
 }
@@ -61,6 +66,7 @@ pub struct Allowed<'a> {
 /// The closed reason.
 pub fn decide<'a>(policy: &'a Policy, request: Request<'_>) -> Result<Allowed<'a>, Denial> {
     let allowed = allowed(policy, request)?;
+    actuation::decide(allowed.rule, request.declared)?;
     signature(policy, allowed.rule, request.signed)?;
     met(allowed)
 }
@@ -70,7 +76,9 @@ pub fn decide<'a>(policy: &'a Policy, request: Request<'_>) -> Result<Allowed<'a
 /// # Errors
 /// The closed reason.
 pub fn own<'a>(policy: &'a Policy, argv: &[String]) -> Result<Allowed<'a>, Denial> {
-    met(allowed(policy, Request { argv, cwd: None, env: &[], timeout_ms: None, signed: None })?)
+    let allowed = allowed(policy, Request { argv, ..Request::default() })?;
+    actuation::decide(allowed.rule, None)?;
+    met(allowed)
 }
 
 /// What a rule asks for and this version has not, on any board, is denied last.
@@ -159,14 +167,39 @@ fn signature(policy: &Policy, rule: &Rule, signed: Option<Signed<'_>>) -> Result
             _ if grade.shell => Err(Denial::ShellUnsigned),
             Signing::Always => Err(Denial::SignatureMissing),
             Signing::Privileged if grade.privileged => Err(Denial::SignatureMissing),
+            _ if rule.actuator.as_ref().is_some_and(Actuator::needs_signature) => {
+                Err(Denial::SignatureMissing)
+            }
             Signing::Privileged | Signing::Never => Ok(()),
         };
     };
     if signed.user.is_some_and(|wanted| wanted != user) {
         return Err(Denial::User);
     }
-    let kind = if grade.shell { Kind::Line } else { Kind::Shell };
+    let kind = match &rule.actuator {
+        _ if grade.shell => Kind::Line,
+        Some(_) => Kind::Actuation,
+        None => Kind::Shell,
+    };
     if signed.scope.covers(kind, &rule.id, user) { Ok(()) } else { Err(Denial::KeyScope) }
+}
+
+/// Whether a request to the hook of this name needs a signature that is not there, or more than the signer's key may do.
+///
+/// # Errors
+/// The closed reason.
+pub fn hook(policy: &Policy, name: &str, signed: Option<Signed<'_>>) -> Result<(), Denial> {
+    let (rule, user) = (format!("hook:{name}"), User::Slot.as_str());
+    match signed {
+        None if policy.signing == Signing::Always => Err(Denial::SignatureMissing),
+        None => Ok(()),
+        Some(signed) if !signed.rules.is_empty() && !signed.rules.contains(&rule) => {
+            Err(Denial::NotAllowlisted)
+        }
+        Some(signed) if signed.user.is_some_and(|wanted| wanted != user) => Err(Denial::User),
+        Some(signed) if signed.scope.covers(Kind::Hook, &rule, user) => Ok(()),
+        Some(_) => Err(Denial::KeyScope),
+    }
 }
 
 /// A free line behind `-c`. It may have several lines, and nothing that hides what it is.

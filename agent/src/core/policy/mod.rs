@@ -3,6 +3,7 @@
 //! Pure: text in, [`Policy`] out; a request in, [`decide`] says which rule allows it or why none does. Whether files are
 //! what the policy wants them to be is looked at by `exec::prepare`, on the opened things.
 
+mod actuation;
 mod compile;
 mod confine;
 mod decide;
@@ -11,8 +12,9 @@ mod names;
 mod narrow;
 mod raw;
 
+pub use actuation::Actuator;
 pub use compile::{PolicyError, lint};
-pub use decide::{Allowed, Operand, Request, Signed, decide, own};
+pub use decide::{Allowed, Operand, Request, Signed, decide, hook, own};
 pub use hooks::{Field, Hook, HookKind, Orchestrator};
 pub(crate) use names::is_launcher;
 
@@ -62,7 +64,7 @@ impl Default for Ceilings {
 pub enum Signing {
     /// None.
     Never,
-    /// Those under a rule that is root, shell, detached or a launcher.
+    /// Those under a rule that is root, shell, detached, a launcher, or moves something.
     Privileged,
     /// All.
     Always,
@@ -115,7 +117,7 @@ pub enum OnOutputLimit {
 /// What a signature has to do with a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grade {
-    /// It is root, a free shell, detached or a launcher.
+    /// It is root, a free shell, detached, a launcher, or moves something.
     pub privileged: bool,
     /// Its one argument is a free line for a shell.
     pub shell: bool,
@@ -226,6 +228,8 @@ pub struct Rule {
     pub unicode: bool,
     /// The program may run other programs.
     pub launcher: bool,
+    /// What it moves in the world.
+    pub actuator: Option<Actuator>,
 }
 
 /// A policy that is in order.

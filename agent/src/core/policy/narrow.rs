@@ -96,7 +96,7 @@ mod tests {
             let argv = &argv[..if argv[0] == "/bin/y" { 1 } else { 2 }];
             let env = draw.of(&[vec![], vec![("E".to_owned(), "1".to_owned())]]);
             let timeout_ms = draw.of(&[None, Some(500), Some(10_000), Some(60_000), Some(100_000)]);
-            let request = || Request { argv, cwd: None, env: &env, timeout_ms, signed: None };
+            let request = || Request { argv, env: &env, timeout_ms, ..Request::default() };
             let left = policy.narrowed(&overlay);
             assert!(left.ceilings.jobs <= policy.ceilings.jobs && left.ceilings.jobs > 0, "{at}");
             let (with, without) = (decide(&left, request()), decide(&policy, request()));

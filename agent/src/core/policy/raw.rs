@@ -1,5 +1,6 @@
 //! The policy file as written. Fields that are not known are refused; what they mean is checked in [`super::compile`].
 
+use super::actuation::RawActuator;
 use super::hooks::{RawHook, RawOrchestrator};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -108,6 +109,7 @@ pub(super) struct RawRule {
     pub detach: bool,
     #[serde(default)]
     pub unicode: bool,
+    pub actuator: Option<RawActuator>,
 }
 
 #[derive(Debug, Default, Deserialize)]

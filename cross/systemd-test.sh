@@ -45,6 +45,14 @@ inside() {
 }
 for _ in $(seq 100); do ! inside 'systemctl is-system-running' 2>/dev/null | grep -q 'running\|degraded' || break; sleep 0.2; done
 
+# What it would do, and for an image, before anything is here.
+inside './dunlin-agent install-service --dry-run' >"$root/root/steps"
+grep -q 'dunlin-exec.service' "$root/root/steps" || die "--dry-run does not say what it would write"
+inside '[ -z "$(find /etc /usr/lib/systemd -name "dunlin*")" ]' || die "--dry-run wrote something"
+inside './dunlin-agent install-service --root /tmp/image; ls /tmp/image/etc/systemd/system/dunlin-exec.service' >/dev/null
+inside '[ -z "$(find /etc /usr/lib/systemd -name "dunlin*")" ]' || die "--root wrote outside of the image"
+inside 'cp dunlin-agent /tmp/; setpriv --reuid 65534 --clear-groups /tmp/dunlin-agent install-service 2>&1 || true' >"$root/root/refused"
+grep -q 'sudo' "$root/root/refused" || die "without root: $(cat "$root/root/refused")"
 inside './dunlin-hub install-service' >/dev/null
 # A ticket that the container itself can use; and a certificate's reload that has none must not end the hub.
 inside 'echo "advertise = [\"127.0.0.1:7443\"]" >/etc/dunlin/hub.toml; systemctl restart dunlin-hub; systemctl reload dunlin-hub'
@@ -54,6 +62,13 @@ echo "up: $((($(date +%s%N) - begun) / 1000000)) ms"
 inside 'for n in $(seq 100); do ./dunlin nodes | grep -q healthy && break; sleep 0.1; done
     [ "$(./dunlin submit --wait -- /usr/local/bin/dunlin-agent --version)" = "$(./dunlin-agent --version)" ]'
 inside './dunlin-agent up - <t' | grep -q 'already joined' || die "a second run does not say that it has joined"
+inside './dunlin-agent up --resume' | grep -q 'welcomed' || die "--resume"
+# Tenths, as systemd-analyze wants them.
+for unit in dunlin-agent:15 dunlin-exec:50 dunlin-hub:15; do
+    inside "systemd-analyze verify --man=no ${unit%:*}.service" || die "${unit%:*} is not in order"
+    inside "systemd-analyze security --offline=true --threshold=${unit#*:} --no-pager /etc/systemd/system/${unit%:*}.service" |
+        grep 'Overall exposure' || die "${unit%:*} is exposed by more than ${unit#*:} tenths"
+done
 inside 'a=$(systemctl show -p MainPID --value dunlin-agent); ./dunlin-agent install-service >/dev/null
     [ $a = $(systemctl show -p MainPID --value dunlin-agent) ]' || die "installing again disturbed the uplink"
 

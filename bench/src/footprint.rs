@@ -1,6 +1,8 @@
 //! What a board and a hub cost when nothing happens: bytes of each program, memory by /proc/PID/smaps_rollup (proc(5)), how
-//! long a start takes, and what an idle minute writes by /proc/PID/io. Of the shipped binaries, in a directory that is named,
-//! beside the design's bounds; nothing is emulated. A parked agent is a real one, connected and without work.
+//! long a start takes, what an idle minute and what a task writes by /proc/PID/io, and how often a task waits for the disk
+//! by strace, where that is installed. Of the shipped binaries, in a directory that is named, beside the design's bounds and
+//! idle peers from Debian as far as they are installed; nothing is emulated. A parked agent is a real one, connected and
+//! without work.
 
 use anyhow::{Context, Result, bail, ensure};
 use dunlin_hub::clock::micros;
@@ -19,6 +21,16 @@ const AGENT_KB_MAX: (u64, u64) = (3_500, 1_000);
 const HUB_KB_MAX: (u64, u64) = (12_000, 41);
 /// Until what was just started has come to rest.
 const SETTLE: Duration = Duration::from_secs(20);
+/// The hub forgets what is old a minute after its last commit; then it is idle.
+const PRUNED: Duration = Duration::from_secs(60);
+/// Tasks that are run to see what one costs.
+const TASKS: u64 = 50;
+/// Daemons to compare with: an idle one of each, as Debian ships it, on loopback; PORT is a free one.
+const PEERS: [(&str, &[&str]); 3] = [
+    ("redis-server", &["--port", "PORT", "--bind", "127.0.0.1", "--save", ""]),
+    ("mosquitto", &["-p", "PORT"]),
+    ("prometheus-node-exporter", &["--web.listen-address=127.0.0.1:PORT"]),
+];
 /// Only a failure waits so long, in microseconds.
 const BOUND_US: u64 = 120_000_000;
 
@@ -124,11 +136,14 @@ pub fn run(options: &Options) -> Result<()> {
         Memory { rss: exec.rss + uplink.rss, pss: exec.pss + uplink.pss, anon: exec.anon + uplink.anon };
     both.line("agent, both");
     one.line("hub, 1 agent");
+    peers(rig.dir.path())?;
+    std::thread::sleep(PRUNED);
     let written = rig.written(options.seconds)?;
     println!(
         "\nbytes written in {} idle s: executor {}, uplink {}, hub {}",
         options.seconds, written[0], written[1], written[2]
     );
+    rig.tasks()?;
     rig.park(options.parked)?;
     std::thread::sleep(SETTLE);
     let many = Memory::of(&rig.hub)?;
@@ -157,11 +172,13 @@ impl Rig {
         fs::write(
             at.join("hub.toml"),
             format!(
-                "data = {:?}\nquic = \"127.0.0.1:{quic}\"\nhttp = \"127.0.0.1:{http}\"\n",
+                "data = {:?}\nquic = \"127.0.0.1:{quic}\"\nhttp = \"127.0.0.1:{http}\"\n\
+                 [api]\nrate_per_s = 10000\nburst = 10000\n",
                 at.join("hub")
             ),
         )?;
-        fs::write(at.join("policy.toml"), "schema = 1\n")?;
+        let rule = "[[rule]]\nid = \"true\"\nprogram = \"/usr/bin/true\"\n";
+        fs::write(at.join("policy.toml"), format!("schema = 1\n{rule}"))?;
         let bin = &options.bin;
         println!("\nms from start to");
         let begun = micros();
@@ -198,20 +215,94 @@ impl Rig {
 
     /// Bytes that executor, uplink and hub caused to be written in so many seconds.
     fn written(&self, seconds: u64) -> Result<[u64; 3]> {
-        let read = || -> Result<[u64; 3]> {
-            let mut all = [0; 3];
-            for (bytes, proc) in all.iter_mut().zip([&self.exec, &self.uplink, &self.hub]) {
-                let text = fs::read_to_string(format!("/proc/{}/io", proc.0.id()))?;
-                let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));
-                *bytes = line.context("write_bytes")?.parse()?;
-            }
-            Ok(all)
-        };
-        let before = read()?;
+        let before = self.bytes()?;
         std::thread::sleep(Duration::from_secs(seconds));
-        let after = read()?;
+        let after = self.bytes()?;
         Ok([0, 1, 2].map(|n| after[n] - before[n]))
     }
+
+    /// The same since they started.
+    fn bytes(&self) -> Result<[u64; 3]> {
+        let mut all = [0; 3];
+        for (bytes, proc) in all.iter_mut().zip([&self.exec, &self.uplink, &self.hub]) {
+            let text = fs::read_to_string(format!("/proc/{}/io", proc.0.id()))?;
+            let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+            *bytes = line.context("write_bytes")?.parse()?;
+        }
+        Ok(all)
+    }
+
+    /// What one task writes, and how often it waits for the disk. One after the other: nothing is shared between them.
+    fn tasks(&self) -> Result<()> {
+        let at = self.dir.path();
+        let run = |count: u64| -> Result<()> {
+            for _ in 0..count {
+                let mut submit = Command::new(self.bin.join("dunlin"));
+                submit.args(["submit", "--wait", "--", "/usr/bin/true"]).envs(self.api());
+                let out = submit.output()?;
+                ensure!(out.status.success(), "a task: {}", String::from_utf8_lossy(&out.stderr));
+            }
+            Ok(())
+        };
+        run(1)?;
+        let before = self.bytes()?;
+        run(TASKS)?;
+        let after = self.bytes()?;
+        let each = [0, 1, 2].map(|n| (after[n] - before[n]) / TASKS);
+        println!("bytes written per task: executor {}, uplink {}, hub {}", each[0], each[1], each[2]);
+        let mut syncs = Vec::new();
+        for (name, proc) in [("executor", &self.exec), ("uplink", &self.uplink), ("hub", &self.hub)] {
+            let log = at.join(format!("{name}.strace"));
+            let mut strace = Command::new("strace");
+            strace.args(["-f", "-e", "trace=fsync,fdatasync,msync", "-p", &proc.0.id().to_string(), "-o"]);
+            strace.arg(&log).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+            let Ok(mut child) = strace.spawn() else {
+                println!("waits for the disk per task: not counted, strace is not installed");
+                return Ok(());
+            };
+            // It says so when it is attached.
+            let mut said = std::io::BufReader::new(child.stderr.take().context("stderr")?);
+            std::io::BufRead::read_line(&mut said, &mut String::new())?;
+            syncs.push((name, log, Proc(child)));
+        }
+        run(TASKS)?;
+        let counted = syncs.into_iter().map(|(name, log, strace)| {
+            drop(strace);
+            let text = fs::read_to_string(log).unwrap_or_default();
+            format!("{name} {:.2}", text.matches("sync(").count() as f64 / TASKS as f64)
+        });
+        println!("waits for the disk per task: {}", counted.collect::<Vec<_>>().join(", "));
+        Ok(())
+    }
+
+    fn api(&self) -> [(String, String); 2] {
+        api(self.dir.path(), self.http)
+    }
+}
+
+/// An idle one of each peer that is installed.
+fn peers(at: &Path) -> Result<()> {
+    for (name, args) in PEERS {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let args: Vec<String> = args.iter().map(|arg| arg.replace("PORT", &port.to_string())).collect();
+        let mut command = Command::new(name);
+        command.args(&args).current_dir(at).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let Ok(child) = command.spawn() else {
+            println!("{name:<34} not installed");
+            continue;
+        };
+        let peer = Proc(child);
+        wait(name, || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok())?;
+        std::thread::sleep(Duration::from_secs(5));
+        Memory::of(&peer)?.line(name);
+    }
+    Ok(())
+}
+
+/// Where the API is, and its token.
+fn api(at: &Path, http: u16) -> [(String, String); 2] {
+    let token = at.join("hub/owner.token").display().to_string();
+    [("DUNLIN_HUB".into(), format!("http://127.0.0.1:{http}")), ("DUNLIN_TOKEN_FILE".into(), token)]
 }
 
 fn spawn(bin: &Path, at: &Path, name: &str, args: &[&str]) -> Result<Proc> {
@@ -223,11 +314,8 @@ fn spawn(bin: &Path, at: &Path, name: &str, args: &[&str]) -> Result<Proc> {
 }
 
 fn enrol(bin: &Path, at: &Path, http: u16, name: &str) -> Result<()> {
-    let invite = Command::new(bin.join("dunlin"))
-        .args(["node", "invite", name])
-        .env("DUNLIN_HUB", format!("http://127.0.0.1:{http}"))
-        .env("DUNLIN_TOKEN_FILE", at.join("hub/owner.token"))
-        .output()?;
+    let invite =
+        Command::new(bin.join("dunlin")).args(["node", "invite", name]).envs(api(at, http)).output()?;
     ensure!(invite.status.success(), "invite: {}", String::from_utf8_lossy(&invite.stderr));
     let mut join = Command::new(bin.join("dunlin-agent"))
         .args(["join", "-", "--data", name])

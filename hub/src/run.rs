@@ -41,7 +41,8 @@ pub fn serve(config: &Config, tls: Option<Tls>) -> Result<()> {
     owner_token(&store, &config.data)?;
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("the kernel's boot id")?;
     let now_s = || clock::now().wall / 1000;
-    let sessions = Sessions::open(&config.data.join("sessions"), version::ALPN, boot.trim(), now_s)?;
+    let epoch = [version::ALPN, &link::UPLOADS.to_be_bytes()].concat();
+    let sessions = Sessions::open(&config.data.join("sessions"), &epoch, boot.trim(), now_s)?;
     let sessions = Arc::new(sessions);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(run(config, tls, store, identity, sessions))
@@ -184,7 +185,7 @@ impl Driver {
                 tokio::time::timeout(wait, self.inbox.recv_many(&mut waiting, BATCH_MAX)).await
             });
             if received == Ok(0) {
-                return;
+                return self.hub.settle(clock::now());
             }
             let closed: Vec<ConnId> = waiting
                 .iter()
@@ -271,7 +272,7 @@ fn owner_token(store: &Store, data: &Path) -> Result<()> {
         .map_err(|_| anyhow::anyhow!("no random numbers from the system"))?;
     let text = format!("dunlin_{}", data_encoding::HEXLOWER.encode(&secret));
     link::write_secret(&path, format!("{text}\n").as_bytes()).with_context(|| path.display().to_string())?;
-    let mut write = store.write()?;
+    let mut write = store.write();
     write.put_token(&Token { name: "owner".into(), hash: hash(&text)?, created_ms: clock::now().wall })?;
     write.commit()?;
     tracing::info!(path = %path.display(), "made the owner's API token");

@@ -12,8 +12,8 @@ pub const GENERATION: u16 = 2;
 /// The oldest generation this build still serves.
 pub const GENERATION_MIN: u16 = 2;
 
-/// ALPN of the uplink: `dunlin/<major>.<epoch>`. The epoch is raised when transport parameters change, because a
-/// client that remembers other limits for 0-RTT would break the connection.
+/// ALPN of the uplink: `dunlin/<major>.<epoch>`. The epoch is raised when transport parameters change by which a client that
+/// remembers others for 0-RTT would break the connection, and the hub does not forget its sessions for them.
 pub const ALPN: &[u8] = b"dunlin/1.2";
 
 /// The fixed server name; identity is the pinned key, not a name.

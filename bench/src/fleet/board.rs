@@ -152,7 +152,12 @@ fn command(effect: Effect) -> Option<ToLink> {
         Effect::Upload { fence, have } => Some(ToLink::Upload { fence, have }),
         Effect::Reconnect => Some(ToLink::Reconnect),
         // A job here writes nothing, and no agent is told to stop.
-        Effect::Store(_) | Effect::Exec(_) | Effect::Live { .. } | Effect::Exit => None,
+        Effect::Store(_)
+        | Effect::Exec(_)
+        | Effect::Live { .. }
+        | Effect::Tail { .. }
+        | Effect::Credit { .. }
+        | Effect::Exit => None,
     }
 }
 

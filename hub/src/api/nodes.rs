@@ -89,8 +89,9 @@ pub(super) async fn report_down(
         Answer::Node(view) => Ok(view),
         _ => Err(mismatch()),
     };
-    view(Request::Probe(name.clone())).await?;
+    // Before it is asked: the answer may be there before we are told that it was.
     let asked = clock::now().mono;
+    view(Request::Probe(name.clone())).await?;
     let since = || clock::now().mono.saturating_sub(asked);
     let answered = async || {
         loop {

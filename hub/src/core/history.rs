@@ -83,7 +83,8 @@ pub struct History {
     names_kept: usize,
     raw: Ring,
     bins: [Bin; 2],
-    done: Vec<(Tier, Row)>,
+    // What is over and not on disk yet, small as well: it may wait for minutes.
+    done: [Ring; 2],
 }
 
 impl History {
@@ -107,10 +108,10 @@ impl History {
                 counters.push(slot.is_counter());
             }
         }
-        for (tier, bin) in Tier::ALL.into_iter().zip(&mut self.bins) {
+        for ((tier, bin), done) in Tier::ALL.into_iter().zip(&mut self.bins).zip(&mut self.done) {
             let at_ms = wall / tier.step_ms() * tier.step_ms();
             if bin.at_ms != at_ms {
-                self.done.extend(bin.take().map(|row| (tier, row)));
+                bin.take().iter().for_each(|row| done.push(row));
                 bin.at_ms = at_ms;
             }
             bin.add(&row.points, &counters);
@@ -140,12 +141,14 @@ impl History {
 
     /// Rows that are over. They are taken: the caller keeps them, the names before.
     pub fn flush(&mut self, wall: u64) -> Vec<(Tier, Row)> {
-        for (tier, bin) in Tier::ALL.into_iter().zip(&mut self.bins) {
+        let mut rows = Vec::new();
+        for ((tier, bin), done) in Tier::ALL.into_iter().zip(&mut self.bins).zip(&mut self.done) {
+            rows.extend(std::mem::take(done).rows().into_iter().map(|row| (tier, row)));
             if bin.at_ms + tier.step_ms() <= wall {
-                self.done.extend(bin.take().map(|row| (tier, row)));
+                rows.extend(bin.take().map(|row| (tier, row)));
             }
         }
-        std::mem::take(&mut self.done)
+        rows
     }
 }
 

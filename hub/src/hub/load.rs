@@ -31,7 +31,7 @@ impl Hub {
             None => {
                 let mut id = [0; 16];
                 rng.fill(&mut id);
-                let mut write = store.write()?;
+                let mut write = store.write();
                 write.put_meta("fleet", &FleetId(id))?;
                 write.commit()?;
                 FleetId(id)
@@ -108,7 +108,7 @@ impl Hub {
             }
             Ok(())
         })?;
-        self.timers.set(Timer::Prune, now.mono + PRUNE_MS);
+        self.prune_later(now);
         self.timers.set(Timer::History, now.mono + HISTORY_MS);
         Ok(())
     }

@@ -215,7 +215,7 @@ impl Hub {
     ) -> Result<(), StoreError> {
         let began_us = clock::micros();
         let mut turn = Turn {
-            write: store.write()?,
+            write: store.write(),
             now,
             granted_after_ms: Vec::new(),
             effects: std::mem::take(effects),
@@ -233,6 +233,7 @@ impl Hub {
         let end_us = clock::micros();
         if wrote {
             self.figures.commit.observe(end_us - commit_us);
+            self.prune_later(now);
         }
         for waited_ms in granted_after_ms {
             self.figures.claim_latency.observe(waited_ms * 1000 + (end_us - began_us));

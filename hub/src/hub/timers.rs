@@ -2,6 +2,7 @@
 
 use super::load::PRUNE_MS;
 use super::{Hub, Turn};
+use crate::clock::Now;
 use crate::core::health::Health;
 use crate::core::step::Input;
 use crate::core::task::{Ending, Lost, State, Task};
@@ -121,8 +122,14 @@ impl Hub {
         Ok(())
     }
 
+    /// There may be more to forget. While nothing is written there is not, and the store is left alone.
+    pub(super) fn prune_later(&mut self, now: Now) {
+        if self.timers.at(&Timer::Prune).is_none() {
+            self.timers.set(Timer::Prune, now.mono + PRUNE_MS);
+        }
+    }
+
     fn prune(&mut self, turn: &mut Turn<'_>) -> Result<(), StoreError> {
-        self.timers.set(Timer::Prune, turn.now.mono + PRUNE_MS);
         let forget = turn.now.wall.saturating_sub(self.setup.timing.claim_memory_ms);
         turn.write.forget_claims(forget, PRUNE_ROWS)?;
         for task in turn.write.view().surplus(self.setup.keep_tasks, PRUNE_ROWS)? {

@@ -20,10 +20,10 @@ use peers::Watched;
 use quinn::{AckFrequencyConfig, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use rustls::server::StoresServerSessions;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 /// Messages that may wait for one agent. One that does not read so many is cut off; it loses nothing by that.
 const OUTBOX_MAX: usize = 1024;
@@ -31,6 +31,11 @@ const OUTBOX_MAX: usize = 1024;
 const HANDSHAKES_MAX: usize = 256;
 /// Three times the longest heartbeat. The agent's own, shorter, idle timeout holds; liveness is judged above QUIC.
 const IDLE: Duration = Duration::from_secs(900);
+/// Upload streams that a connection begins with and that it may have, at once. QUIC keeps a row for each that is allowed, so
+/// more are allowed only to an agent that uses them. An agent that resumes remembers the first, so it may not shrink under a
+/// session (RFC 9000 section 7.4.1): sessions of another number are forgotten.
+pub const UPLOADS: u32 = 16;
+const UPLOADS_MAX: u32 = 128;
 /// Packets that an agent may leave unacknowledged for QUIC's usual delay.
 const ACK_EVERY: u32 = 4;
 /// In how many milliseconds an agent that is shed may come again: drawn, so that they do not all come at once.
@@ -46,9 +51,41 @@ const HELLO: Duration = Duration::from_secs(10);
 /// The way to one agent.
 #[derive(Debug, Clone)]
 pub struct Outbox {
-    messages: mpsc::Sender<ToAgent>,
+    waiting: Arc<Waiting>,
     connection: quinn::Connection,
     said: Arc<Said>,
+}
+
+/// Messages for one agent. Not a channel, which keeps room for 32 and for 32 more: here nothing waits most of the time, and
+/// there are as many of these as agents.
+#[derive(Debug, Default)]
+struct Waiting {
+    messages: Mutex<Vec<ToAgent>>,
+    news: Notify,
+}
+
+impl Waiting {
+    /// `false` when it is full.
+    fn push(&self, message: ToAgent) -> bool {
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_room = messages.len() < OUTBOX_MAX;
+        if has_room {
+            messages.push(message);
+            self.news.notify_one();
+        }
+        has_room
+    }
+
+    /// Waits until there are some, and takes them. Loses none when it is given up.
+    async fn take(&self) -> Vec<ToAgent> {
+        loop {
+            let taken = std::mem::take(&mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner));
+            if !taken.is_empty() {
+                return taken;
+            }
+            self.news.notified().await;
+        }
+    }
 }
 
 /// Bytes of what was said on a connection, by class.
@@ -66,7 +103,7 @@ const HEADERS: u64 = 28;
 impl Outbox {
     /// Queues a message; an agent that does not take its messages is cut off.
     pub fn send(&self, message: ToAgent) {
-        if let Err(mpsc::error::TrySendError::Full(_)) = self.messages.try_send(message) {
+        if !self.waiting.push(message) {
             self.close(CloseCode::Flooding);
         }
     }
@@ -180,12 +217,14 @@ fn transport() -> TransportConfig {
         .ack_frequency_config(Some(acks))
         .max_idle_timeout(Some(IdleTimeout::try_from(IDLE).unwrap_or(VarInt::MAX.into())))
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
-        .max_concurrent_uni_streams(VarInt::from_u32(128))
+        .max_concurrent_uni_streams(VarInt::from_u32(UPLOADS))
         .stream_receive_window(VarInt::from_u32(256 * 1024))
         .receive_window(VarInt::from_u32(1024 * 1024))
         .send_window(1024 * 1024)
         .datagram_receive_buffer_size(Some(DATAGRAMS))
         .datagram_send_buffer_size(DATAGRAMS)
+        // What goes to a board is small, and each connection keeps the longest burst it ever made as its buffer.
+        .enable_segmentation_offload(false)
         .congestion_controller_factory(Arc::new(FlooredConfig::default()));
     transport
 }

@@ -1,7 +1,7 @@
 //! One connection: a control stream both ways, and upload streams in.
 
 use super::again::Again;
-use super::{HELLO, Lines, OUTBOX_MAX, Outbox, SHED_MS, Said};
+use super::{HELLO, Lines, Outbox, SHED_MS, Said, UPLOADS, UPLOADS_MAX};
 use crate::clock;
 use crate::event::{ConnId, Event};
 use dunlin_wire::datagram::{FromAgent, FromHub};
@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
 
 /// Serves one connection from its first packet to its end.
@@ -46,8 +46,7 @@ pub(super) async fn serve(
             }
         }
     };
-    let (messages, outbox) = mpsc::channel(OUTBOX_MAX);
-    let to_agent = Outbox { messages, connection: connection.clone(), said: Arc::default() };
+    let to_agent = Outbox { waiting: Arc::default(), connection: connection.clone(), said: Arc::default() };
     if lines.outboxes.send((conn, to_agent.clone())).await.is_err() {
         return close(&connection, CloseCode::Leaving);
     }
@@ -73,7 +72,7 @@ pub(super) async fn serve(
     };
     let code = tokio::select! {
         code = confirm => code,
-        code = control(conn, &to_agent, &lines, outbox, confirmed.clone()) => code,
+        code = control(conn, &to_agent, &lines, confirmed.clone()) => code,
         code = uploads(conn, &to_agent, &lines, confirmed.clone()) => code,
         code = datagrams(conn, &to_agent, &lines, confirmed) => code,
         _ = connection.closed() => None,
@@ -122,7 +121,6 @@ async fn control(
     conn: ConnId,
     to_agent: &Outbox,
     lines: &Lines,
-    outbox: mpsc::Receiver<ToAgent>,
     mut confirmed: watch::Receiver<bool>,
 ) -> Option<CloseCode> {
     let (send, mut recv) = match timeout(HELLO, to_agent.connection.accept_bi()).await {
@@ -131,7 +129,7 @@ async fn control(
         Err(_) => return Some(CloseCode::NoHello),
     };
     let again = Mutex::new(Again::new());
-    let writer = write(to_agent, send, outbox, &again);
+    let writer = write(to_agent, send, &again);
     let reader = async {
         let mut decoder = Decoder::new(limits::FRAME_MAX);
         let first =
@@ -163,25 +161,20 @@ async fn control(
     }
 }
 
-async fn write(
-    Outbox { connection, said, .. }: &Outbox,
-    mut send: SendStream,
-    mut outbox: mpsc::Receiver<ToAgent>,
-    again: &Mutex<Again>,
-) {
-    let mut waiting = Vec::new();
+async fn write(Outbox { waiting, connection, said }: &Outbox, mut send: SendStream, again: &Mutex<Again>) {
     loop {
+        let mut taken = Vec::new();
         let due = lock(again).poll_timeout();
         let wait = Duration::from_millis(due.map_or(0, |at| at.saturating_sub(clock::now().mono)));
         tokio::select! {
-            count = outbox.recv_many(&mut waiting, 64) => if count == 0 { return },
+            messages = waiting.take() => taken = messages,
             () = tokio::time::sleep(wait), if due.is_some() => {
                 for bytes in lock(again).poll(clock::now().mono, connection.stats().udp_rx.datagrams) {
                     let _lost = connection.send_datagram(bytes.into());
                 }
             }
         }
-        if waiting.is_empty() {
+        if taken.is_empty() {
             continue;
         }
         let mut bytes = Vec::new();
@@ -189,7 +182,7 @@ async fn write(
         let room = connection.max_datagram_size().unwrap_or(0);
         let path = connection.stats().path;
         lock(again).handle_packets([path.sent_packets, path.lost_packets]);
-        for message in waiting.drain(..) {
+        for message in taken {
             lock(again).handle_sent(&message, now, rtt, room);
             if let Err(error) = frame::push(&mut bytes, &message, limits::FRAME_MAX) {
                 // The API bounds a task below this; a grant that cannot be said is taken back by its lease.
@@ -250,10 +243,17 @@ async fn uploads(
     surely(&mut confirmed).await?;
     let connection = &to_agent.connection;
     let mut streams = tokio::task::JoinSet::new();
+    let mut allowed = UPLOADS;
     loop {
         tokio::select! {
             stream = connection.accept_uni() => match stream {
-                Ok(stream) => drop(streams.spawn(upload(conn, stream, lines.clone(), to_agent.said.clone()))),
+                Ok(stream) => {
+                    streams.spawn(upload(conn, stream, lines.clone(), to_agent.said.clone()));
+                    if streams.len() as u32 * 2 > allowed && allowed < UPLOADS_MAX {
+                        allowed *= 2;
+                        connection.set_max_concurrent_uni_streams(VarInt::from_u32(allowed));
+                    }
+                }
                 // The connection is over; what it brought is read to its end first.
                 Err(_) => while streams.join_next().await.is_some() {},
             },

@@ -29,7 +29,7 @@ impl View<'_> {
     ) -> Result<Vec<Row>, StoreError> {
         let (from, to) = (row_key(node, tier, from_ms), row_key(node, tier, to_ms));
         let range = (Bound::Included(from.as_slice()), Bound::Excluded(to.as_slice()));
-        let rows = self.table(Table::History).range(self.txn, &range)?;
+        let rows = self.table(Table::History).range(self.txn()?, &range)?;
         rows.map(|row| super::schema::decode(Table::History, row?.1)).collect()
     }
 }
@@ -54,7 +54,7 @@ impl Write<'_> {
         let range = (Bound::Included(first.as_slice()), Bound::Unbounded);
         let mut old = Vec::new();
         let head = first.len() - 8;
-        for row in self.tables[Table::History as usize].range(&self.txn, &range)?.take(FORGET_MAX) {
+        for row in self.tables[Table::History as usize].range(self.txn()?, &range)?.take(FORGET_MAX) {
             let (row_key, _) = row?;
             if row_key.get(..head) != first.get(..head) || number(Table::History, row_key, head)? >= before_ms
             {
@@ -85,7 +85,7 @@ mod tests {
         let store = Store::open(dir.path(), StoreOptions { sync: false, ..StoreOptions::default() }).unwrap();
         let [a, b]: [NodeName; 2] = ["a", "a-b"].map(|name| name.parse().unwrap());
         let row = |at_ms| Row { at_ms, points: vec![Point { series: 1, mean: -5, max: 7 }] };
-        let mut write = store.write().unwrap();
+        let mut write = store.write();
         for (node, tier) in [(&a, Tier::Minute), (&a, Tier::Ten), (&b, Tier::Minute)] {
             (0..200).for_each(|n| write.put_history(node, tier, &row(n)).unwrap());
         }

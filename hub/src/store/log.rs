@@ -20,7 +20,7 @@ impl View<'_> {
     pub fn events_after(&self, id: u64, limit: usize) -> Result<Vec<(u64, EventRecord)>, StoreError> {
         let first = id.to_be_bytes();
         let range = (Bound::Excluded(first.as_slice()), Bound::Unbounded);
-        let rows = self.table(Table::Events).range(self.txn, &range)?.take(limit);
+        let rows = self.table(Table::Events).range(self.txn()?, &range)?.take(limit);
         rows.map(|row| {
             let (key, value) = row?;
             Ok((number(Table::Events, key, 0)?, super::schema::decode(Table::Events, value)?))
@@ -44,7 +44,7 @@ impl View<'_> {
         let range = (Bound::Unbounded, Bound::Excluded(last.as_slice()));
         let mut found = Vec::new();
         for table in [Table::Audit, Table::Decisions] {
-            let rows = self.table(table).rev_range(self.txn, &range)?;
+            let rows = self.table(table).rev_range(self.txn()?, &range)?;
             let rows = rows.map(|row| {
                 let (key, value) = row?;
                 Ok((number(table, key, 0)?, super::schema::decode(table, value)?))
@@ -58,15 +58,15 @@ impl View<'_> {
     }
 
     fn rows(&self, table: Table) -> Result<u64, StoreError> {
-        Ok(self.table(table).len(self.txn)?)
+        Ok(self.table(table).len(self.txn()?)?)
     }
 
     fn oldest(&self, table: Table) -> Result<Option<u64>, StoreError> {
-        self.table(table).first(self.txn)?.map(|(key, _)| number(table, key, 0)).transpose()
+        self.table(table).first(self.txn()?)?.map(|(key, _)| number(table, key, 0)).transpose()
     }
 
     fn newest(&self, table: Table) -> Result<u64, StoreError> {
-        self.table(table).last(self.txn)?.map_or(Ok(0), |(key, _)| number(table, key, 0))
+        self.table(table).last(self.txn()?)?.map_or(Ok(0), |(key, _)| number(table, key, 0))
     }
 }
 
@@ -131,7 +131,7 @@ mod tests {
             code: "ok".into(),
             detail: None,
         };
-        let mut write = store.write().unwrap();
+        let mut write = store.write();
         write.append_audit(&row("owner")).unwrap();
         for _ in 0..5 {
             let id = write.next_audit().unwrap();

@@ -19,6 +19,7 @@ use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, RoTxn, RwTxn, WithoutTls};
 use schema::{FORMAT, Table};
 use serde::{Serialize, de::DeserializeOwned};
+use std::cell::OnceCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -156,11 +157,11 @@ impl Store {
     }
 
     fn check_format(&self) -> Result<(), StoreError> {
-        let mut write = self.write()?;
+        let mut write = self.write();
         match write.view().meta::<u32>("format")? {
             Some(FORMAT) => return Ok(()),
             Some(found) => return Err(StoreError::Format { found }),
-            None if !self.tables[Table::Tasks as usize].is_empty(&write.txn)? => {
+            None if !self.tables[Table::Tasks as usize].is_empty(write.txn()?)? => {
                 return Err(StoreError::Corrupt { table: Table::Meta.name() });
             }
             None => write.put_meta("format", &FORMAT)?,
@@ -169,12 +170,10 @@ impl Store {
         Ok(())
     }
 
-    /// Begins the one write transaction.
-    ///
-    /// # Errors
-    /// The engine's.
-    pub fn write(&self) -> Result<Write<'_>, StoreError> {
-        Ok(Write { txn: self.env.write_txn()?, tables: &self.tables, wrote: false })
+    /// The one write transaction. It begins with the first look into it: LMDB notes each in a page of its lock file, which
+    /// the kernel then writes, and an event that needs nothing of the store, as a sign of life, should cost no flash.
+    pub fn write(&self) -> Write<'_> {
+        Write { env: &self.env, txn: OnceCell::new(), tables: &self.tables, wrote: false }
     }
 
     /// Calls `f` with the state of the last commit.
@@ -183,7 +182,7 @@ impl Store {
     /// The engine's, and those of `f`.
     pub fn read<T>(&self, f: impl FnOnce(View<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let txn = self.env.read_txn()?;
-        f(View { txn: &txn, tables: &self.tables })
+        f(View { txn: Looked::Read(&txn), tables: &self.tables })
     }
 
     /// Bytes in use and the bound, in bytes. Free pages inside the file are not in use.
@@ -227,17 +226,41 @@ fn check_length(env: &Env<WithoutTls>, path: &Path) -> Result<(), StoreError> {
 /// Reads, inside a transaction of either kind.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    txn: &'a RoTxn<'a, WithoutTls>,
+    txn: Looked<'a>,
     tables: &'a Tables,
 }
 
+#[derive(Clone, Copy)]
+enum Looked<'a> {
+    Read(&'a RoTxn<'a, WithoutTls>),
+    Write(&'a dyn Begin),
+}
+
+/// A write transaction, whatever it outlives.
+trait Begin {
+    fn begin(&self) -> Result<&RoTxn<'_, WithoutTls>, StoreError>;
+}
+
+impl Begin for Write<'_> {
+    fn begin(&self) -> Result<&RoTxn<'_, WithoutTls>, StoreError> {
+        Ok(self.txn()?)
+    }
+}
+
 impl<'a> View<'a> {
+    fn txn(&self) -> Result<&'a RoTxn<'a, WithoutTls>, StoreError> {
+        match self.txn {
+            Looked::Read(txn) => Ok(txn),
+            Looked::Write(write) => write.begin(),
+        }
+    }
+
     fn table(&self, table: Table) -> &'a Database<'static, Bytes, Bytes> {
         &self.tables[table as usize]
     }
 
     fn get<T: DeserializeOwned>(&self, table: Table, key: &[u8]) -> Result<Option<T>, StoreError> {
-        match self.table(table).get(self.txn, key)? {
+        match self.table(table).get(self.txn()?, key)? {
             Some(bytes) => schema::decode(table, bytes).map(Some),
             None => Ok(None),
         }
@@ -254,26 +277,42 @@ impl<'a> View<'a> {
 
 /// The one write transaction. Dropped without `commit`, nothing of it happened.
 pub struct Write<'a> {
-    txn: RwTxn<'a>,
+    env: &'a Env<WithoutTls>,
+    txn: OnceCell<RwTxn<'a>>,
     tables: &'a Tables,
     wrote: bool,
 }
 
-impl Write<'_> {
+impl<'a> Write<'a> {
     /// Reads that see this transaction's writes.
     pub fn view(&self) -> View<'_> {
-        View { txn: &self.txn, tables: self.tables }
+        View { txn: Looked::Write(self), tables: self.tables }
+    }
+
+    fn txn(&self) -> Result<&RwTxn<'a>, StoreError> {
+        match self.txn.get() {
+            Some(txn) => Ok(txn),
+            None => {
+                let txn = self.env.write_txn()?;
+                Ok(self.txn.get_or_init(|| txn))
+            }
+        }
+    }
+
+    fn txn_mut(&mut self) -> Result<&mut RwTxn<'a>, StoreError> {
+        self.txn()?;
+        Ok(self.txn.get_mut().unwrap_or_else(|| unreachable!("it has begun")))
     }
 
     fn put<T: Serialize>(&mut self, table: Table, key: &[u8], value: &T) -> Result<(), StoreError> {
         let bytes = schema::encode(value);
         self.wrote = true;
-        Ok(self.tables[table as usize].put(&mut self.txn, key, &bytes)?)
+        Ok(self.tables[table as usize].put(self.txn_mut()?, key, &bytes)?)
     }
 
     fn delete(&mut self, table: Table, key: &[u8]) -> Result<bool, StoreError> {
         self.wrote = true;
-        Ok(self.tables[table as usize].delete(&mut self.txn, key)?)
+        Ok(self.tables[table as usize].delete(self.txn_mut()?, key)?)
     }
 
     /// Sets a single value by name.
@@ -289,8 +328,8 @@ impl Write<'_> {
     /// # Errors
     /// Nothing of it happened then.
     pub fn commit(self) -> Result<bool, StoreError> {
-        if self.wrote {
-            self.txn.commit()?;
+        if let Some(txn) = self.txn.into_inner().filter(|_| self.wrote) {
+            txn.commit()?;
         }
         Ok(self.wrote)
     }
@@ -303,6 +342,19 @@ mod tests {
     use crate::core::task::State;
 
     #[test]
+    fn a_write_that_looks_at_nothing_begins_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
+        // A second one that had begun would wait for the first for ever.
+        let idle = store.write();
+        let mut write = store.write();
+        write.put_meta("said", &1u32).unwrap();
+        assert!(write.commit().unwrap());
+        assert_eq!(idle.view().meta::<u32>("said").unwrap(), Some(1), "it begins when it is looked into");
+        assert!(!idle.commit().unwrap());
+    }
+
+    #[test]
     fn a_store_of_the_first_format_opens_and_a_newer_one_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         // As a hub of 2026-11-21 left it, killed: a node, and four tasks, one of which ran.
@@ -313,9 +365,9 @@ mod tests {
         let page = store.read(|view| view.tasks(&TaskFilter::default(), None, 10)).unwrap();
         let states: Vec<_> = page.tasks.iter().map(|task| task.state).collect();
         assert_eq!(states, [State::Running, State::Queued, State::Failed, State::Done]);
-        let mut write = store.write().unwrap();
+        let mut write = store.write();
         let bytes = [&[2], &schema::encode(&1u32)[..]].concat();
-        store.tables[Table::Meta as usize].put(&mut write.txn, b"later", &bytes).unwrap();
+        store.tables[Table::Meta as usize].put(write.txn_mut().unwrap(), b"later", &bytes).unwrap();
         write.put_meta("format", &7u32).unwrap();
         write.commit().unwrap();
         let later = store.read(|view| view.meta::<u32>("later"));

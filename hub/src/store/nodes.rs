@@ -47,7 +47,7 @@ impl View<'_> {
     }
 
     fn all<T: serde::de::DeserializeOwned>(&self, table: Table) -> Result<Vec<T>, StoreError> {
-        self.table(table).iter(self.txn)?.map(|row| super::schema::decode(table, row?.1)).collect()
+        self.table(table).iter(self.txn()?)?.map(|row| super::schema::decode(table, row?.1)).collect()
     }
 }
 

@@ -21,7 +21,7 @@ impl View<'_> {
     /// The engine's, or `Corrupt`; as everywhere here.
     pub fn output_len(&self, fence: Fence, stream: Stream) -> Result<u64, StoreError> {
         let prefix = key(&[&fence.0.to_be_bytes(), &[stream as u8]]);
-        match self.table(Table::Outputs).rev_prefix_iter(self.txn, &prefix)?.next() {
+        match self.table(Table::Outputs).rev_prefix_iter(self.txn()?, &prefix)?.next() {
             Some(row) => {
                 let (row_key, bytes) = row?;
                 Ok(number(Table::Outputs, row_key, OFFSET)? + bytes.len() as u64)
@@ -41,7 +41,7 @@ impl View<'_> {
         let mut out = Vec::new();
         let table = self.table(Table::Outputs);
         // The piece that holds `offset` begins at or before it.
-        let begin = match table.get_lower_than_or_equal_to(self.txn, &piece_key(fence, stream, offset))? {
+        let begin = match table.get_lower_than_or_equal_to(self.txn()?, &piece_key(fence, stream, offset))? {
             Some((row_key, _)) if row_key.starts_with(&piece_key(fence, stream, 0)[..OFFSET]) => {
                 row_key.to_vec()
             }
@@ -49,7 +49,7 @@ impl View<'_> {
         };
         let last = piece_key(fence, stream, u64::MAX);
         let range = (Bound::Included(begin.as_slice()), Bound::Included(last.as_slice()));
-        for row in table.range(self.txn, &range)? {
+        for row in table.range(self.txn()?, &range)? {
             let (row_key, bytes) = row?;
             let at = number(Table::Outputs, row_key, OFFSET)?;
             let skip = offset.saturating_sub(at).min(bytes.len() as u64) as usize;
@@ -66,7 +66,7 @@ impl View<'_> {
     pub fn output_digest(&self, fence: Fence, stream: Stream) -> Result<[u8; 8], StoreError> {
         let mut hash = Context::new(&SHA256);
         let prefix = key(&[&fence.0.to_be_bytes(), &[stream as u8]]);
-        for row in self.table(Table::Outputs).prefix_iter(self.txn, &prefix)? {
+        for row in self.table(Table::Outputs).prefix_iter(self.txn()?, &prefix)? {
             hash.update(row?.1);
         }
         let mut digest = [0; 8];
@@ -95,7 +95,7 @@ impl Write<'_> {
             return Ok(held);
         }
         self.wrote = true;
-        self.tables[Table::Outputs as usize].put(&mut self.txn, &piece_key(fence, stream, held), fresh)?;
+        self.tables[Table::Outputs as usize].put(self.txn_mut()?, &piece_key(fence, stream, held), fresh)?;
         Ok(held + fresh.len() as u64)
     }
 
@@ -105,7 +105,7 @@ impl Write<'_> {
         let last = piece_key(fence, Stream::Stderr, u64::MAX);
         let range = (Bound::Included(first.as_slice()), Bound::Included(last.as_slice()));
         self.wrote = true;
-        self.tables[Table::Outputs as usize].delete_range(&mut self.txn, &range)?;
+        self.tables[Table::Outputs as usize].delete_range(self.txn_mut()?, &range)?;
         Ok(())
     }
 }

@@ -81,7 +81,7 @@ impl View<'_> {
         let last = key(&[&prefix, &before.unwrap_or(u64::MAX).to_be_bytes()]);
         let range = (Bound::Included(first.as_slice()), Bound::Excluded(last.as_slice()));
         let mut page = TaskPage::default();
-        for (seen, row) in self.table(table).rev_range(self.txn, &range)?.enumerate() {
+        for (seen, row) in self.table(table).rev_range(self.txn()?, &range)?.enumerate() {
             let (row_key, id) = row?;
             let task = self.listed(&super::schema::decode(table, id)?)?;
             if filter.takes(&task) {
@@ -97,7 +97,7 @@ impl View<'_> {
 
     /// Calls `f` with every task in this state, oldest first.
     pub fn each_task_in(&self, state: State, mut f: impl FnMut(Task)) -> Result<(), StoreError> {
-        for row in self.table(Table::ByState).prefix_iter(self.txn, &[state as u8])? {
+        for row in self.table(Table::ByState).prefix_iter(self.txn()?, &[state as u8])? {
             f(self.listed(&super::schema::decode(Table::ByState, row?.1)?)?);
         }
         Ok(())
@@ -105,13 +105,13 @@ impl View<'_> {
 
     /// How many tasks are in this state. Walks keys only.
     pub fn count_in(&self, state: State) -> Result<u64, StoreError> {
-        Ok(self.table(Table::ByState).prefix_iter(self.txn, &[state as u8])?.count() as u64)
+        Ok(self.table(Table::ByState).prefix_iter(self.txn()?, &[state as u8])?.count() as u64)
     }
 
     /// Every task with an attempt whose end is unknown, whatever the task's state.
     pub fn live(&self) -> Result<Vec<Task>, StoreError> {
         let mut tasks = Vec::new();
-        for row in self.table(Table::Live).iter(self.txn)? {
+        for row in self.table(Table::Live).iter(self.txn()?)? {
             tasks.push(self.listed(&super::schema::decode(Table::Live, row?.1)?)?);
         }
         Ok(tasks)
@@ -132,7 +132,7 @@ impl View<'_> {
         let mut tasks = Vec::new();
         for state in [State::Done, State::Cancelled, State::Failed] {
             let surplus = self.count_in(state)?.saturating_sub(keep) as usize;
-            let rows = self.table(Table::ByState).prefix_iter(self.txn, &[state as u8])?;
+            let rows = self.table(Table::ByState).prefix_iter(self.txn()?, &[state as u8])?;
             for row in rows.take(surplus.min(limit)) {
                 let task = self.listed(&super::schema::decode(Table::ByState, row?.1)?)?;
                 if task.live().is_none() {
@@ -193,7 +193,7 @@ impl Write<'_> {
     /// Forgets at most `limit` claims that were settled before `ms`.
     pub fn forget_claims(&mut self, ms: u64, limit: usize) -> Result<(), StoreError> {
         let mut old = Vec::new();
-        for row in self.tables[Table::Settled as usize].iter(&self.txn)?.take(limit) {
+        for row in self.tables[Table::Settled as usize].iter(self.txn()?)?.take(limit) {
             let (row_key, _) = row?;
             if number(Table::Settled, row_key, 0)? >= ms {
                 break;

@@ -21,6 +21,7 @@ mod roles;
 mod sandbox;
 mod signed;
 mod telemetry;
+mod update;
 mod uplink;
 mod uplinks;
 mod wan;

@@ -171,7 +171,7 @@ pub enum Request {
     Revoke(NodeName),
     /// Ask a node whether it is there; its silence in the view tells.
     Probe(NodeName),
-    /// Take it that a node is down, if it has been silent for so many milliseconds.
+    /// Take it that a node is down, if it has been silent since this time, in monotonic milliseconds.
     ReportDown(NodeName, u64),
     /// Make a ticket's record: spec, life in milliseconds.
     Invite {
@@ -291,6 +291,8 @@ pub struct NodeView {
     pub node: Node,
     /// By its silence.
     pub health: Health,
+    /// When it was last heard, in monotonic milliseconds, or when this hub started.
+    pub heard: u64,
     /// Milliseconds since it was last heard; `None` when not heard since the hub started.
     pub silent_ms: Option<u64>,
     /// Whether a connection is open.

@@ -92,12 +92,10 @@ pub(super) async fn report_down(
     // Before it is asked: the answer may be there before we are told that it was.
     let asked = clock::now().mono;
     view(Request::Probe(name.clone())).await?;
-    let since = || clock::now().mono.saturating_sub(asked);
     let answered = async || {
         loop {
             tokio::time::sleep(PROBE_STEP).await;
-            let silent_ms = view(Request::Node(name.clone())).await?.silent_ms;
-            if silent_ms.is_some_and(|ms| ms < since()) {
+            if view(Request::Node(name.clone())).await?.heard >= asked {
                 return Ok::<_, ApiError>(());
             }
         }
@@ -105,7 +103,7 @@ pub(super) async fn report_down(
     if let Ok(answered) = timeout(PROBE, answered()).await {
         answered?;
     }
-    let now = view(Request::ReportDown(name, since())).await?;
+    let now = view(Request::ReportDown(name, asked)).await?;
     Ok(Json(json!({"honoured": now.health == Health::Offline, "health": now.health.as_str()})))
 }
 

@@ -45,7 +45,7 @@ impl Hub {
             Request::Drain(name, on) => self.drain(&name, on, turn),
             Request::Revoke(name) => self.revoke(&name, turn),
             Request::Probe(name) => Ok(self.probe(&name, turn)),
-            Request::ReportDown(name, silent_ms) => self.report_down(&name, silent_ms, turn),
+            Request::ReportDown(name, since) => self.report_down(&name, since, turn),
             Request::Invite { node, ttl_ms } => self.invite(node, ttl_ms, turn),
             Request::PushKeys(bytes) => self.push_keys(bytes, turn),
             Request::PushOverlay { node, overlay } => self.push_overlay(node, *overlay, turn),
@@ -172,9 +172,9 @@ impl Hub {
 
     /// A node that was heard meanwhile is up, whoever says otherwise. Only its health changes: what it holds is held
     /// until the lease is over.
-    fn report_down(&mut self, name: &NodeName, silent_ms: u64, turn: &mut Turn<'_>) -> Answered {
+    fn report_down(&mut self, name: &NodeName, since: u64, turn: &mut Turn<'_>) -> Answered {
         if let Some(member) = self.members.get_mut(name)
-            && turn.now.mono.saturating_sub(member.pulse.heard()) >= silent_ms
+            && member.pulse.heard() < since
             && let Some(left) = member.pulse.handle_reported_down()
         {
             self.handle_health_changed(name, left, turn)?;

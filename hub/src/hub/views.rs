@@ -18,6 +18,7 @@ impl Hub {
         NodeView {
             node: member.node.clone(),
             health: member.pulse.health(),
+            heard: member.pulse.heard(),
             silent_ms: heard.then(|| turn.now.mono.saturating_sub(member.pulse.heard())),
             connected: member.session.is_some(),
             unresponsive: member.unresponsive,

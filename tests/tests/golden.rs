@@ -357,7 +357,7 @@ const GOLDEN: [&str; 24] = [
     "0802030100b0ea010102020101030204",
     "00 0101 0201 0301 0400 0526 060c04 07 08 0902 0a03 0b 0c 0d02 0e05",
     "malformed not_absolute not_allowlisted argument argument_option argument_path argument_nul argument_control argument_charset argument_length env cwd user timeout_over_ceiling output_over_ceiling program_missing program_untrusted program_setid program_digest shell_disabled shell_unsigned signature_missing signature_invalid key_unknown key_revoked key_scope audience not_yet_valid expired replayed attempts_exhausted clock_untrusted replay_store_full sandbox_unavailable capability_missing busy draining disk_full policy_invalid hook_unknown hook_field hook_paused actuation_declaration_required actuation_target llm_only_actuation_blocked actuation_tier actuation_unverified",
-    "81010901016601016d0001016b0101700100010601c43b0100010167010101091a00010203040506070108017209017401b4100a0b0c0d020e0f10111213141516012fac02170164180131190131ac02",
+    "81010901016601016d0001016b0101700100010601c43b0100010167010101091c00010203040506070108017209017401b4100a0b0c0d020e0f10111213141516012fac02170164180131190131ac021a01651b0165",
     "81010aac020100030001f0011e08018f06000900",
     "00a8c30101ac020101ab02030001f0011e08018f06000900",
 ];

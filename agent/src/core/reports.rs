@@ -394,6 +394,7 @@ mod tests {
         reports.handle_connected();
         assert!(!reports.is_urgent());
         assert!(reports.untold().is_some());
+        read(&mut reports, [Some(100), Some(500), Some(0), None], 98);
         assert!(matches!(reports.report(99), Some(Report::Full(_))));
     }
 }

@@ -9,6 +9,9 @@ const CDF_MIN: usize = 20;
 /// Samples from which an order is drawn.
 const ORDER_MIN: usize = 3;
 
+/// Draws a plot with this title.
+type Draw = fn(&str, &[&Series]) -> String;
+
 const STYLE: &str = "
 :root{color-scheme:light dark;--bg:#fff;--fg:#1b1f24;--dim:#57606a;--line:#d0d7de;--c0:#0969da;--c1:#bc4c00;--c2:#1a7f37;
 --c3:#8250df;--c4:#bf3989;--c5:#7d6608}
@@ -95,7 +98,7 @@ fn section(record: &Record) -> String {
 fn plot(group: &[&Series]) -> Option<(String, String)> {
     let first = group.first()?;
     let least = group.iter().map(|s| s.samples.len()).max()?;
-    let (what, draw): (&str, fn(&str, &[&Series]) -> String) = match first.unit.as_str() {
+    let (what, draw): (&str, Draw) = match first.unit.as_str() {
         "us" if least >= CDF_MIN => ("share of all that took at most so long", svg::cdf),
         "us" => return None,
         _ if least >= ORDER_MIN => ("in the order of measuring", svg::order),

@@ -124,7 +124,9 @@ fn place(v: f64, [a, b]: [f64; 2], [c, d]: [f64; 2]) -> f64 {
 
 fn thin(count: usize) -> impl Iterator<Item = usize> {
     let step = count.div_ceil(POINTS_MAX).max(1);
-    (0..count).step_by(step).chain((count > 0 && (count - 1) % step != 0).then_some(count.saturating_sub(1)))
+    (0..count)
+        .step_by(step)
+        .chain((count > 0 && !(count - 1).is_multiple_of(step)).then_some(count.saturating_sub(1)))
 }
 
 fn line(n: usize, points: impl Iterator<Item = (f64, f64)>) -> String {

@@ -57,6 +57,9 @@ use std::rc::Rc;
 use sweep::sweep;
 use verify::Verifier;
 
+/// How often poll looks again while something is waited for that no descriptor tells of, in milliseconds.
+const TICK_MS: i32 = 20;
+
 /// Free space below which nothing new is taken on, in bytes.
 const FREE_BYTES_MIN: u64 = 64 << 20;
 /// Bytes of one policy file.
@@ -136,12 +139,18 @@ impl Machine {
         self.tell_keys();
     }
 
-    /// Adds what must be polled; whether something is waited for that no descriptor tells of.
-    fn watch(&mut self, fds: &mut Vec<libc::pollfd>) -> bool {
+    /// Adds what must be polled; in how many milliseconds to look again although no descriptor tells, -1 never.
+    fn watch(&mut self, fds: &mut Vec<libc::pollfd>) -> i32 {
         self.jobs.values().for_each(|job| job.watch(fds));
         self.slots.watch(fds);
         let between = self.runs.values().any(Run::is_between);
-        !self.slots.have_seen_off() || between || self.jobs.values().any(Job::is_waiting)
+        if !self.slots.have_seen_off() || between || self.jobs.values().any(Job::is_waiting) {
+            TICK_MS
+        } else if self.jobs.is_empty() {
+            -1
+        } else {
+            report::NEWS_MS as i32
+        }
     }
 
     fn is_idle(&self) -> bool {

@@ -3,70 +3,58 @@
 //! The file is made here and stays open, so it is this one that is read, whatever the job puts in its place.
 
 use super::secret::Redactor;
-use super::sys;
 use crate::clock::BootMs;
 use crate::core::told;
 use dunlin_wire::report::Told;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::SystemTime;
 
 /// Its name.
 pub(super) const NAME: &str = ".report";
 /// Of a longer file only so much of its end is read, in bytes.
 const READ_MAX: u64 = 32 * 1024;
-/// Least time between two pieces of news, in milliseconds.
-const NEWS_MS: u64 = 1_000;
+/// How often it is looked whether there is news, in milliseconds.
+pub(super) const NEWS_MS: u64 = 1_000;
 
-/// The file, and what it said last.
+/// The file, and what it said last. It is looked at, not watched: to close an inotify(7) takes two ticks of the kernel, in
+/// which the executor would do nothing else.
 pub(super) struct ReportFile {
     file: File,
-    changes: Option<OwnedFd>,
-    changed: bool,
+    // Length and time of the last change, when it was looked at last.
+    looked: (BootMs, u64, Option<SystemTime>),
     told: Told,
-    told_at: Option<BootMs>,
 }
 
 impl ReportFile {
-    /// Makes it in `dir`, for a job of `owner`. Where changes cannot be watched it is read at the end only.
-    pub(super) fn make(dir: &Path, owner: Option<(u32, u32)>) -> io::Result<Self> {
+    /// Makes it in `dir`, for a job of `owner`.
+    pub(super) fn make(dir: &Path, owner: Option<(u32, u32)>, now: BootMs) -> io::Result<Self> {
         let path = dir.join(NAME);
         let file =
             std::fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
         if let Some((uid, gid)) = owner {
             std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
         }
-        let changes = sys::watch_writes(&path).ok();
-        Ok(Self { file, changes, changed: false, told: Told::default(), told_at: None })
+        Ok(Self { file, looked: (now, 0, None), told: Told::default() })
     }
 
-    pub(super) fn watch(&self) -> Option<libc::pollfd> {
-        self.changes.as_ref().map(|fd| sys::input(fd.as_raw_fd()))
-    }
-
-    pub(super) fn is_due(&self) -> bool {
-        self.changed
-    }
-
-    /// What it says, when that is news and the last is not too fresh.
+    /// What it says, when it is time to look and that is news.
     pub(super) fn news(&mut self, now: BootMs, secrets: &Redactor) -> Option<Told> {
-        let mut events = [0; 4096];
-        while let Some(Ok(Some(_))) = self.changes.as_ref().map(|fd| sys::read(fd.as_raw_fd(), &mut events)) {
-            self.changed = true;
-        }
-        if !self.changed || self.told_at.is_some_and(|at| now < at + NEWS_MS) {
+        let (at, length, changed) = self.looked;
+        if now < at + NEWS_MS {
             return None;
         }
-        self.changed = false;
+        let meta = self.file.metadata().ok()?;
+        self.looked = (now, meta.len(), meta.modified().ok());
+        if meta.len() == 0 || (length, changed) == (self.looked.1, self.looked.2) {
+            return None;
+        }
         let told = self.read(secrets);
-        if told == self.told {
-            return None;
-        }
-        self.told_at = Some(now);
-        self.told = told.clone();
-        Some(told)
+        let is_news = told != self.told;
+        self.told.clone_from(&told);
+        is_news.then_some(told)
     }
 
     /// What it says now, without secrets.

@@ -114,7 +114,7 @@ impl Job {
         let owner = plan.identity.as_ref().map(|i| (i.uid, i.gid));
         let private = make_private(&scratch, owner).map_err(failed(SpawnStep::Scratch))?;
         let scratch = scratch.canonicalize().map_err(failed(SpawnStep::Scratch))?;
-        let own = ReportFile::make(&scratch, owner).map_err(failed(SpawnStep::Scratch))?;
+        let own = ReportFile::make(&scratch, owner, clock::boot_ms()).map_err(failed(SpawnStep::Scratch))?;
         let cwd = prepared.opened.cwd.unwrap_or(private);
         let (control, control_guard) = sys::seqpacket_pair().map_err(failed(SpawnStep::Pipe))?;
         let (out, out_job) = sys::pipe().map_err(failed(SpawnStep::Pipe))?;
@@ -222,14 +222,12 @@ impl Job {
         fds.extend(self.pipes.iter().flatten().map(|fd| sys::input(fd.as_raw_fd())));
         if self.ended.is_none() {
             fds.push(sys::input(self.control.as_raw_fd()));
-            fds.extend(self.own.watch());
         }
     }
 
-    /// Something is due that no descriptor tells of: it ended, and is only drained for a while yet, or its own report is to
-    /// be handed on later.
+    /// It ended, and is only drained for a while yet: no descriptor tells when that is over.
     pub(super) fn is_waiting(&self) -> bool {
-        self.ended.is_some() || self.own.is_due()
+        self.ended.is_some()
     }
 
     pub(super) fn is_over(&self) -> bool {

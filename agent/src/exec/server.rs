@@ -11,9 +11,6 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
-/// How often poll looks again while something is waited for that no descriptor tells of, in milliseconds.
-const TICK_MS: i32 = 20;
-
 /// Listens at `path` for an uplink that runs as `user`, and serves until SIGTERM.
 ///
 /// # Errors
@@ -124,8 +121,8 @@ impl Server {
             let events = if is_full { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
             fds.push(libc::pollfd { fd: socket, events, revents: 0 });
         }
-        let waits = self.machine.watch(&mut fds);
-        sys::poll(&mut fds, if waits { TICK_MS } else { -1 })
+        let again_ms = self.machine.watch(&mut fds);
+        sys::poll(&mut fds, again_ms)
     }
 
     /// Signals that came.

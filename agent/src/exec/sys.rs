@@ -341,15 +341,3 @@ pub(super) fn memory_file(bytes: &[u8]) -> io::Result<OwnedFd> {
     file.rewind()?;
     Ok(file.into())
 }
-
-/// A descriptor that can be read when somebody has written to the file at `path` (inotify(7)).
-pub(super) fn watch_writes(path: &std::path::Path) -> io::Result<OwnedFd> {
-    let path = c_string(&path.to_string_lossy())?;
-    // SAFETY: the path lives through the calls; the descriptor that comes is ours.
-    unsafe {
-        let fd = check(libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK))?;
-        let fd = OwnedFd::from_raw_fd(fd);
-        check(libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), libc::IN_MODIFY))?;
-        Ok(fd)
-    }
-}

@@ -105,10 +105,10 @@ fn a_follower_that_does_not_read_or_goes_away_stops_what_is_sent_and_not_the_job
         line.clear();
         assert!(out.read_line(&mut line).unwrap() > 0);
     }
-    // It goes away in the middle of it.
-    touch(&fleet, "go");
+    // It goes away with credit that it gave and that was not used yet.
     child.kill().unwrap();
     child.wait().unwrap();
+    touch(&fleet, "go");
     until("it has written", || fleet.dir().join("work/wrote").exists().then_some(()));
     let sent = || fleet.node("a")["bytes"]["output"]["in"].as_u64().unwrap();
     // A window that was granted, and one more that may have been on its way.

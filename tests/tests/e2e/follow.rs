@@ -129,7 +129,10 @@ fn a_follower_that_does_not_read_or_goes_away_stops_what_is_sent_and_not_the_job
     }
     let outcome = &pieces.last().unwrap()["end"]["outcome"];
     assert_eq!((&outcome["code"], &outcome["stdout"]["bytes"]), (&json!("ok"), &json!(next)), "{outcome}");
-    // The board's policy keeps less than was written: what is kept is what was seen.
-    assert!(logs(&fleet, &id).as_bytes() == seen && (seen.len() as u64) < next);
+    // The board's policy keeps less than was written, beginning and end: all of that was seen, and what came in time besides.
+    let kept = logs(&fleet, &id).into_bytes();
+    let (head, tail) = kept.split_at(kept.len() / 2);
+    assert!(kept.len() <= seen.len() && (kept.len() as u64) < next);
+    assert!(seen.starts_with(head) && seen.ends_with(tail));
     assert_eq!(output.status.code(), Some(0));
 }

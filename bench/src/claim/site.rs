@@ -1,45 +1,20 @@
 //! Where one system lives: a directory, and two sides that its submitter and its worker are on, with a link between them
 //! or, for `loop`, nothing.
 
-use crate::wan::{Link, Namespace, Wan};
-use anyhow::{Context, Result, anyhow, ensure};
-use dunlin_hub::clock::micros;
+use crate::proc::directory;
+use crate::wan::{Link, Namespace, Wan, inside};
+use anyhow::{Context, Result};
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tempfile::TempDir;
 
+pub(super) use crate::proc::{BOUND, Proc, until};
 pub(super) use crate::wan::Side;
-
-/// Only a failure waits so long.
-pub(super) const BOUND: Duration = Duration::from_secs(60);
-
-/// A process that ends with its owner.
-pub(super) struct Proc(pub(super) Child);
-
-impl Drop for Proc {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Calls `f` until it answers.
-pub(super) fn until<T>(what: &str, every_ms: u64, mut f: impl FnMut() -> Option<T>) -> Result<T> {
-    let began = micros();
-    loop {
-        if let Some(answer) = f() {
-            return Ok(answer);
-        }
-        ensure!(u128::from(micros() - began) < BOUND.as_micros(), "waited {BOUND:?} in vain: {what}");
-        std::thread::sleep(Duration::from_millis(every_ms));
-    }
-}
 
 /// The way that something can be read and written.
 pub(super) trait Duplex: Read + Write + Send {}
@@ -58,9 +33,7 @@ impl Site {
             Some(link) => Some(Wan::new(link).context("no emulated WAN: it needs root and /dev/net/tun")?),
             None => None,
         };
-        // On the disk that the caller chose by where it is started.
-        let dir = tempfile::Builder::new().prefix("dunlin-bench").tempdir_in(std::env::current_dir()?)?;
-        Ok(Self { wan, dir })
+        Ok(Self { wan, dir: directory()? })
     }
 
     /// Its directory.
@@ -81,12 +54,17 @@ impl Site {
     }
 
     /// Where the other side reaches `side`.
-    pub(super) fn addr(&self, side: Side) -> IpAddr {
+    pub(super) fn addr(&self, side: Side) -> Ipv4Addr {
         match (&self.wan, side) {
-            (None, _) => Ipv4Addr::LOCALHOST.into(),
-            (_, Side::Hub) => Wan::HUB.into(),
-            (_, Side::Board) => Wan::BOARD.into(),
+            (None, _) => Ipv4Addr::LOCALHOST,
+            (_, Side::Hub) => Wan::HUB,
+            (_, Side::Board) => Wan::BOARD,
         }
+    }
+
+    /// The namespace of a side; `None` on loopback.
+    pub(super) fn side(&self, side: Side) -> Option<&Namespace> {
+        self.wan.as_ref().map(|wan| wan.side(side))
     }
 
     /// A port that is free on a side, and was not given before.
@@ -99,20 +77,12 @@ impl Site {
             let _udp = UdpSocket::bind(("127.0.0.1", port)).ok()?;
             GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port).then_some(port)
         };
-        self.at(side, || until("a free port", 1, free))
+        self.at(side, || until("a free port", Duration::from_millis(1), || Ok(free())))
     }
 
     /// Runs `f` on one side; what it opens stays there.
     pub(super) fn at<T: Send>(&self, side: Side, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let Some(wan) = &self.wan else { return f() };
-        let namespace: &Namespace = if side == Side::Hub { &wan.hub } else { &wan.board };
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                namespace.enter()?;
-                f()
-            });
-            thread.join().map_err(|_| anyhow!("a thread panicked"))?
-        })
+        inside(self.side(side), f)
     }
 
     /// Connects from a side, without waiting for small writes to gather.
@@ -128,16 +98,19 @@ impl Site {
     pub(super) fn start(&self, side: Side, command: &mut Command) -> Result<Proc> {
         let program = command.get_program().to_string_lossy().into_owned();
         let name = Path::new(&program).file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let log = File::options().create(true).append(true).open(self.file(&format!("{name}.log")))?;
-        command.current_dir(self.dir()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        self.at(side, || Ok(Proc(command.spawn().with_context(|| program.clone())?)))
+        command.current_dir(self.dir());
+        if let Some(namespace) = self.side(side) {
+            namespace.place(command);
+        }
+        Proc::spawn(command, &self.file(&format!("{name}.log")))
     }
 
     /// Waits until somebody listens at a port of a side.
     pub(super) fn wait_port(&self, side: Side, port: u16) -> Result<()> {
-        self.at(side, || until(&format!("port {port}"), 20, || TcpStream::connect(("127.0.0.1", port)).ok()))
-            .map_err(|error| self.explain(error))?;
-        Ok(())
+        let connect = || Ok(TcpStream::connect(("127.0.0.1", port)).ok());
+        self.at(side, || until(&format!("port {port}"), Duration::from_millis(20), connect))
+            .map_err(|error| self.explain(error))
+            .map(drop)
     }
 
     /// The error with the end of what the programs said.

@@ -8,9 +8,10 @@ mod board;
 mod phases;
 mod tally;
 
-use crate::hub::{Hub, open_files, programs};
+use crate::hub::Hub;
+use crate::proc::{directory, open_files, programs};
 use crate::record::{Record, Series};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use board::{Note, Seat};
 use dunlin_agent::files::Files;
 use dunlin_agent::link;
@@ -120,7 +121,7 @@ pub struct Verdict {
 /// # Errors
 /// When the hub does not start, or something that must come does not.
 pub fn run(options: &Options) -> Result<Verdict> {
-    let dir = tempfile::Builder::new().prefix("dunlin-bench").tempdir_in(std::env::current_dir()?)?;
+    let dir = directory()?;
     let done = measure(options, dir.path());
     match done {
         Ok((record, verdict)) => {
@@ -164,7 +165,7 @@ fn measure(options: &Options, dir: &Path) -> Result<(Record, Verdict)> {
     // A socket for each agent and one more while it connects anew; API connections, files.
     open_files(options.agents as u64 * 2 + 200)?;
     let bin = programs(options.bin.as_deref(), &["dunlin-hub"])?;
-    let hub = Hub::start(&bin, dir, Ipv4Addr::LOCALHOST, "")?;
+    let hub = Hub::start(&bin, dir, None, Ipv4Addr::LOCALHOST, "")?;
     let record = Record::new(dir);
     let seen = tally::listen(hub.api());
     let began = micros();
@@ -229,9 +230,7 @@ fn enrol(options: &Options, hub: &Hub, dir: &Path) -> Result<Vec<Seat>> {
         let mut tickets = Vec::new();
         for number in (shard..agents).step_by(SHARDS) {
             let body = json!({"name": name(number), "profile": profile, "maxConcurrentTasks": 1});
-            let answer = api.must("POST", "/v1/invites", Some(&body))?;
-            let ticket = answer["ticket"].as_str().with_context(|| answer.to_string())?;
-            tickets.push((number, Ticket::parse(ticket)?));
+            tickets.push((number, Ticket::parse(&api.invite(&body)?)?));
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         LocalSet::new().block_on(&runtime, async {

@@ -48,11 +48,10 @@ pub(super) fn run(options: &Options, rig: &mut Rig) -> Result<Report> {
                     _ => {
                         rig.submit(BARE, &["/bin/true"])?;
                         if kind == 3 {
-                            rig.kill_hub();
-                            rig.start_hub()?;
+                            rig.restart_hub()?;
                         }
                         let mode = [Mode::Full, Mode::Resumed, Mode::Early, Mode::Early][kind];
-                        let took = bare.connect(&rig.wan, mode)?;
+                        let took = bare.connect(&rig.wan, rig.quic(), mode)?;
                         refused += usize::from(took.refused);
                         took.us
                     }

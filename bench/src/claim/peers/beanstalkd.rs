@@ -5,7 +5,6 @@ use crate::claim::Said;
 use crate::claim::site::{Proc, Side, Site};
 use anyhow::{Context, Result, ensure};
 use dunlin_hub::clock::micros;
-use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::mpsc::Sender;
 
@@ -47,7 +46,7 @@ impl System for Beanstalk {
 
     fn workers(&mut self, count: usize, tell: &Sender<Said>) -> Result<()> {
         for _ in 0..count {
-            let addr = SocketAddr::new(self.server.site.addr(Side::Hub), self.server.plain);
+            let addr = (self.server.site.addr(Side::Hub), self.server.plain).into();
             let mut wire = wire(self.server.site.connect(Side::Board, addr)?);
             let tell = tell.clone();
             spawn("beanstalkd", move || work(&mut wire, &tell));

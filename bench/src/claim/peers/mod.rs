@@ -71,21 +71,21 @@ pub(super) const BEFORE: &str = "dunlin-before";
 pub(super) static KNOWN: [Known; 8] = [
     Known {
         name: "dunlin",
-        make: |o, s| Ok(Box::new(Dunlin::start(&o.bin, s, false)?)),
+        make: |o, s| Ok(Box::new(Dunlin::start(o.bin.as_deref(), s, false)?)),
         program: None,
         package: "",
         queues: true,
     },
     Known {
         name: "dunlin-agent",
-        make: |o, s| Ok(Box::new(Dunlin::start(&o.bin, s, true)?)),
+        make: |o, s| Ok(Box::new(Dunlin::start(o.bin.as_deref(), s, true)?)),
         program: None,
         package: "",
         queues: true,
     },
     Known {
         name: BEFORE,
-        make: |o, s| Ok(Box::new(Dunlin::start(o.before.as_ref().unwrap_or(&o.bin), s, false)?)),
+        make: |o, s| Ok(Box::new(Dunlin::start(o.before.as_deref(), s, false)?)),
         program: None,
         package: "",
         queues: true,
@@ -195,7 +195,7 @@ impl Server {
 
     /// A worker's connection: TLS 1.3 across the link.
     pub(super) fn far(&self) -> Result<Wire> {
-        let addr = SocketAddr::new(self.site.addr(Side::Hub), self.tls);
+        let addr = (self.site.addr(Side::Hub), self.tls).into();
         self.pair.wrap(self.site.connect(Side::Board, addr)?)
     }
 }

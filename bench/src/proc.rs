@@ -60,10 +60,10 @@ impl Proc {
         let _ = self.0.wait();
     }
 
-    /// SIGTERM, and waits until it has ended.
-    pub(crate) fn terminate(&mut self) -> Result<()> {
+    /// Sends it a signal that ends it, and waits until it has ended.
+    pub(crate) fn end(&mut self, signal: libc::c_int) -> Result<()> {
         // SAFETY: sends a signal to a child that was not waited for.
-        unsafe { libc::kill(self.0.id() as libc::pid_t, libc::SIGTERM) };
+        unsafe { libc::kill(self.0.id() as libc::pid_t, signal) };
         until("a process ends", Duration::from_millis(5), || Ok(self.0.try_wait()?)).map(drop)
     }
 }

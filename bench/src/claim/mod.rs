@@ -25,8 +25,8 @@ use std::time::Duration;
 
 /// How it is called.
 pub const USAGE: &str = "dunlin-bench claim [--profile loop|lan|lte|sat|bad] [--peers NAME,...|all|none] [--rounds N]
-         [--json FILE] [--bin DIR]        --bin has dunlin-hub and dunlin-agent; peers: redis, rabbitmq, beanstalkd,
-         [--before DIR]                   mosquitto, ssh; --before has another dunlin-hub, to see what a change does
+         [--json FILE] [--bin DIR]        --bin has dunlin-hub and dunlin-agent; peers: redis, rabbitmq, nats, postgres,
+         [--before DIR]                   beanstalkd, mosquitto, ssh; --before has another dunlin-hub, to see what a change does
          [--throughput [--workers 1,64]]  durable jobs a second instead, each kind of worker so many at once";
 
 /// Longer links are measured for all systems at once.
@@ -277,7 +277,7 @@ fn report(options: &Options, all: &[Measured], floors: &[floor::Round], record: 
     for at in [50, 90, 99] {
         record.ratio(claim, ["dunlin", BEFORE], at, Goal::None);
     }
-    for peer in ["redis", "rabbitmq", "beanstalkd", "mosquitto"] {
+    for peer in ["redis", "rabbitmq", "nats", "postgres", "beanstalkd", "mosquitto"] {
         record.ratio(claim, ["dunlin", peer], 50, Goal::None);
         // Promised beside the durable ones whose link has TLS.
         let promised = profile == "bad" && matches!(peer, "redis" | "rabbitmq");

@@ -139,10 +139,10 @@ pub(super) fn measure(options: &Options, systems: &[&'static Known], record: &mu
             let series = Series::new([&name, one.known.name, &options.profile, "jobs/s"], one.rates);
             record.series.push(series.with(one.system.durable(), &one.system.settings()));
         }
-        for (peer, promised) in [("redis", 64), ("rabbitmq", 1), ("beanstalkd", 0), (BEFORE, 0)] {
-            let goal = match (peer, workers == promised) {
-                ("redis", true) => Goal::Least(2.0),
-                ("rabbitmq", true) => Goal::Least(1.5),
+        for peer in ["redis", "rabbitmq", "nats", "postgres", "beanstalkd", BEFORE] {
+            let goal = match (peer, workers) {
+                ("redis", 64) => Goal::Least(2.0),
+                ("rabbitmq", 1) => Goal::Least(1.5),
                 _ => Goal::None,
             };
             record.ratio((&name, &options.profile), ["dunlin", peer], 50, goal);

@@ -103,7 +103,7 @@ impl Rig {
 
     /// Ends the real agent in order.
     pub(super) fn stop_agent(&mut self) -> Result<()> {
-        self.agent.take().map_or(Ok(()), |mut agent| agent.terminate())
+        self.agent.take().map_or(Ok(()), |mut agent| agent.end(libc::SIGTERM))
     }
 
     /// Waits until the real agent is connected and healthy.

@@ -1,10 +1,10 @@
 //! The systems that stand beside Dunlin, each from its Debian package, started and stopped here with a configuration of
 //! its own, and spoken to by small blocking clients: one connection for a submitter, one for a worker.
-//!
-//! PostgreSQL and NATS are not among them: no goal names them.
 
 mod beanstalkd;
 mod mosquitto;
+mod nats;
+mod postgres;
 mod rabbitmq;
 mod redis;
 mod ssh;
@@ -68,7 +68,7 @@ pub(super) struct Known {
 pub(super) const BEFORE: &str = "dunlin-before";
 
 /// Every system, Dunlin first.
-pub(super) static KNOWN: [Known; 8] = [
+pub(super) static KNOWN: [Known; 10] = [
     Known {
         name: "dunlin",
         make: |o, s| Ok(Box::new(Dunlin::start(o.bin.as_deref(), s, false)?)),
@@ -105,6 +105,20 @@ pub(super) static KNOWN: [Known; 8] = [
         queues: true,
     },
     Known {
+        name: "nats",
+        make: |_, s| Ok(Box::new(nats::Nats::start(s)?)),
+        program: Some("nats-server"),
+        package: "nats-server",
+        queues: true,
+    },
+    Known {
+        name: "postgres",
+        make: |_, s| Ok(Box::new(postgres::Postgres::start(s)?)),
+        program: Some("postgres"),
+        package: "postgresql",
+        queues: true,
+    },
+    Known {
         name: "beanstalkd",
         make: |_, s| Ok(Box::new(beanstalkd::Beanstalk::start(s)?)),
         program: Some("beanstalkd"),
@@ -127,12 +141,14 @@ pub(super) static KNOWN: [Known; 8] = [
     },
 ];
 
-/// The path of a program, where a user or root has it.
+/// The path of a program, where a user, root or Debian's PostgreSQL has it.
 pub(super) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).collect::<Vec<_>>();
     let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    dirs.into_iter().chain(system).map(|dir| dir.join(program)).find(|path| path.is_file())
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let versions = versions.map(|version| version.path().join("bin"));
+    dirs.into_iter().chain(system).chain(versions).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 
 /// A key pair for servers, and what trusts it.

@@ -7,10 +7,10 @@ mod granted;
 use dunlin_agent::core::Core;
 use dunlin_agent::event::{Effect, Event, Loaded};
 use dunlin_agent::exec::message::{Decision, FromExec};
+use dunlin_wire::Fence;
 use dunlin_wire::job::{Outcome, Report, Stream};
 use dunlin_wire::message::{Profile, ToAgent, ToHub, Welcome};
 use dunlin_wire::report::Told;
-use dunlin_wire::{ClaimId, Fence};
 use granted::{FENCE, claims, grant, policy, setup};
 
 struct Board(Core);

@@ -161,7 +161,7 @@ pub(crate) fn open_files(wanted: u64) -> Result<()> {
     // SAFETY: as above.
     ensure!(
         unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raised) } == 0,
-        "{wanted} open files are needed, one socket for each agent, and {} are allowed: `ulimit -n {wanted}`; \
+        "{wanted} open files are needed, for a socket or two of each agent, and {} are allowed: `ulimit -n {wanted}`; \
          beyond `ulimit -Hn` raise nofile in /etc/security/limits.conf",
         limit.rlim_max
     );

@@ -1,13 +1,12 @@
 //! Dunlin itself: the real hub as a process, and for workers either real agents that run `true`, or bare ones in this
 //! process that speak the protocol and start nothing, so that a queue is measured beside queues.
 
-use super::Said;
-use super::peers::{JOB, Submitter, System};
-use super::site::{BOUND, Proc, Side, Site, until};
 use crate::api::{Api, Events};
 use crate::hub::Hub;
 use crate::line::Line;
+use crate::peers::{JOB, Said, Submitter, System};
 use crate::proc::programs;
+use crate::site::{BOUND, Proc, Side, Site, until};
 use anyhow::{Context, Result, bail};
 use dunlin_agent::link::client_tls;
 use dunlin_hub::clock::micros;

@@ -7,18 +7,18 @@
 
 mod dunlin;
 mod floor;
-mod peers;
-mod site;
+mod known;
 mod throughput;
 
+use crate::peers::{Said, Submitter, System, find};
 use crate::record::{Goal, Record, Series};
+use crate::site::{BOUND, Site, version};
 use crate::stats::Sample;
 use crate::wan::Link;
 use anyhow::{Context, Result};
 use dunlin_hub::clock::micros;
 use floor::Floor;
-use peers::{BEFORE, KNOWN, Known, Submitter, System};
-use site::{BOUND, Site, version};
+use known::{BEFORE, KNOWN, Known};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -33,15 +33,6 @@ pub const USAGE: &str = "dunlin-bench claim [--profile loop|lan|lte|sat|bad] [--
 const TURNS_RTT_MAX: Duration = Duration::from_millis(100);
 /// A file in the repository is not larger, in bytes.
 const FILE_MAX: usize = 200_000;
-
-/// What a worker tells.
-#[derive(Debug, Clone, Copy)]
-enum Said {
-    /// It has a job, since this microsecond.
-    Claimed(u64),
-    /// The job's result is kept.
-    Settled,
-}
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -118,7 +109,7 @@ impl Options {
             if !self.peers.iter().any(|name| name == known.name) {
                 continue;
             }
-            if peers::find(program).is_none() {
+            if find(program).is_none() {
                 eprintln!("claim: no {program}; `apt-get install {}` has it", known.package);
                 record.notes.push(format!("{} was not installed", known.name));
                 continue;

@@ -2,10 +2,11 @@
 //! submitters as workers, each waiting for its own answer; at most two jobs a worker are under way, so nothing is
 //! measured but a queue that moves. Rounds of all systems take turns.
 
-use super::peers::{BEFORE, Known, System};
-use super::site::BOUND;
-use super::{Options, Said};
+use super::Options;
+use super::known::{BEFORE, Known};
+use crate::peers::{Said, System};
 use crate::record::{Goal, Record, Series};
+use crate::site::BOUND;
 use anyhow::{Context, Result};
 use dunlin_hub::clock::micros;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

@@ -4,7 +4,7 @@ use super::Options;
 use crate::api::Api;
 use crate::hub::Hub;
 use crate::proc::{Proc, cpu_us, directory, programs, until};
-use crate::wan::{Side, Wan};
+use crate::wan::Wan;
 use anyhow::{Context, Result, bail};
 use dunlin_hub::clock::micros;
 use serde_json::json;
@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -24,7 +25,7 @@ pub(super) struct Rig {
     hub: Hub,
     api: Api,
     /// The link.
-    pub(super) wan: Wan,
+    pub(super) wan: Arc<Wan>,
     bin: PathBuf,
     stamps: usize,
     dir: Option<TempDir>,
@@ -48,7 +49,7 @@ impl Rig {
         std::fs::write(path.join("policy.toml"), policy(&path))?;
         let hub = Hub::start(&bin, &path, Some(wan.hub.clone()), Wan::HUB, "")?;
         let api = hub.api();
-        Ok(Self { agent: None, api, hub, wan, bin, stamps: 0, dir: Some(dir), path })
+        Ok(Self { agent: None, api, hub, wan: Arc::new(wan), bin, stamps: 0, dir: Some(dir), path })
     }
 
     /// Keeps the logs of a run that failed, and says where.
@@ -148,12 +149,6 @@ impl Rig {
                 _ => Ok(None),
             }
         })
-    }
-
-    /// What passed so far: packets, bytes from the board, bytes from the hub.
-    pub(super) fn passed(&self) -> [u64; 3] {
-        let [up, down] = [Side::Board, Side::Hub].map(|side| self.wan.passed(side));
-        [up.packets + down.packets, up.bytes, down.bytes]
     }
 
     /// Bytes of the real agent's connections by class, as the hub counts them: `telemetry in`, from the board.

@@ -1,9 +1,9 @@
 //! NATS JetStream: a work queue of jobs that workers pull one at a time from, a stream of results, each publish acknowledged.
 //! Up to 2.9, which is Debian's, a file is synced every two minutes and no setting says otherwise for each message.
 
+use super::Said;
 use super::{JOB, Server, Submitter, System, Wire, exactly, line, put, spawn, wire};
-use crate::claim::Said;
-use crate::claim::site::{Proc, Side, Site};
+use crate::site::{Proc, Side, Site};
 use anyhow::{Context, Result, bail, ensure};
 use dunlin_hub::clock::micros;
 use std::io::Read;
@@ -19,13 +19,13 @@ const NEXT: &str = "$JS.API.CONSUMER.MSG.NEXT.jobs.w";
 const ANSWERS: &str = "1";
 const DELIVERED: &str = "2";
 
-pub(super) struct Nats {
+pub(crate) struct Nats {
     _proc: Proc,
     server: Server,
 }
 
 impl Nats {
-    pub(super) fn start(site: Site) -> Result<Self> {
+    pub(crate) fn start(site: Site) -> Result<Self> {
         let server = Server::at(site)?;
         let text = format!(
             "listen: \"0.0.0.0:{}\"\nallow_non_tls: true\ntls {{\n cert_file: {:?}\n key_file: {:?}\n timeout: 30\n}}\n\

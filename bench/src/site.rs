@@ -13,22 +13,22 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tempfile::TempDir;
 
-pub(super) use crate::proc::{BOUND, Proc, until};
-pub(super) use crate::wan::Side;
+pub(crate) use crate::proc::{BOUND, Proc, until};
+pub(crate) use crate::wan::Side;
 
 /// The way that something can be read and written.
-pub(super) trait Duplex: Read + Write + Send {}
+pub(crate) trait Duplex: Read + Write + Send {}
 impl<T: Read + Write + Send> Duplex for T {}
 
 /// The place.
-pub(super) struct Site {
+pub(crate) struct Site {
     wan: Option<Wan>,
     dir: TempDir,
 }
 
 impl Site {
     /// Makes it; `link` is `None` for loopback.
-    pub(super) fn new(link: Option<Link>) -> Result<Self> {
+    pub(crate) fn new(link: Option<Link>) -> Result<Self> {
         let wan = match link {
             Some(link) => Some(Wan::new(link).context("no emulated WAN: it needs root and /dev/net/tun")?),
             None => None,
@@ -37,24 +37,29 @@ impl Site {
     }
 
     /// Its directory.
-    pub(super) fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
     /// A file in it.
-    pub(super) fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Writes a file in it; its path.
-    pub(super) fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
         let path = self.file(name);
         std::fs::write(&path, text).with_context(|| path.display().to_string())?;
         Ok(path)
     }
 
+    /// The link; `None` on loopback.
+    pub(crate) fn wan(&self) -> Option<&Wan> {
+        self.wan.as_ref()
+    }
+
     /// Where the other side reaches `side`.
-    pub(super) fn addr(&self, side: Side) -> Ipv4Addr {
+    pub(crate) fn addr(&self, side: Side) -> Ipv4Addr {
         match (&self.wan, side) {
             (None, _) => Ipv4Addr::LOCALHOST,
             (_, Side::Hub) => Wan::HUB,
@@ -63,12 +68,12 @@ impl Site {
     }
 
     /// The namespace of a side; `None` on loopback.
-    pub(super) fn side(&self, side: Side) -> Option<&Namespace> {
+    pub(crate) fn side(&self, side: Side) -> Option<&Namespace> {
         self.wan.as_ref().map(|wan| wan.side(side))
     }
 
     /// A port that is free on a side, and was not given before.
-    pub(super) fn port(&self, side: Side) -> Result<u16> {
+    pub(crate) fn port(&self, side: Side) -> Result<u16> {
         static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
         // Free for both: QUIC wants the one and the others the other.
         let free = || {
@@ -81,12 +86,12 @@ impl Site {
     }
 
     /// Runs `f` on one side; what it opens stays there.
-    pub(super) fn at<T: Send>(&self, side: Side, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    pub(crate) fn at<T: Send>(&self, side: Side, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         inside(self.side(side), f)
     }
 
     /// Connects from a side, without waiting for small writes to gather.
-    pub(super) fn connect(&self, from: Side, addr: SocketAddr) -> Result<TcpStream> {
+    pub(crate) fn connect(&self, from: Side, addr: SocketAddr) -> Result<TcpStream> {
         self.at(from, || {
             let stream = TcpStream::connect(addr).with_context(|| addr.to_string())?;
             stream.set_nodelay(true)?;
@@ -95,7 +100,7 @@ impl Site {
     }
 
     /// Starts a program on a side; what it says goes to `NAME.log`.
-    pub(super) fn start(&self, side: Side, command: &mut Command) -> Result<Proc> {
+    pub(crate) fn start(&self, side: Side, command: &mut Command) -> Result<Proc> {
         let program = command.get_program().to_string_lossy().into_owned();
         let name = Path::new(&program).file_name().unwrap_or_default().to_string_lossy().into_owned();
         command.current_dir(self.dir());
@@ -106,7 +111,7 @@ impl Site {
     }
 
     /// Waits until somebody listens at a port of a side.
-    pub(super) fn wait_port(&self, side: Side, port: u16) -> Result<()> {
+    pub(crate) fn wait_port(&self, side: Side, port: u16) -> Result<()> {
         let connect = || Ok(TcpStream::connect(("127.0.0.1", port)).ok());
         self.at(side, || until(&format!("port {port}"), Duration::from_millis(20), connect))
             .map_err(|error| self.explain(error))
@@ -114,7 +119,7 @@ impl Site {
     }
 
     /// The error with the end of what the programs said.
-    pub(super) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+    pub(crate) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         let files = std::fs::read_dir(self.dir()).into_iter().flatten().flatten();
         let logs = files.filter(|f| f.path().extension().is_some_and(|e| e == "log"));
         let said = logs.filter_map(|f| std::fs::read_to_string(f.path()).ok()).map(|text| {
@@ -127,7 +132,7 @@ impl Site {
 }
 
 /// The version of a Debian package. Programs are not asked: rabbitmq's leaves a daemon behind.
-pub(super) fn version(package: &str) -> String {
+pub(crate) fn version(package: &str) -> String {
     let output = Command::new("dpkg-query").args(["-W", "-f", "${Version}", package]).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     if text.is_empty() { "not from a package".into() } else { text }

@@ -1,23 +1,23 @@
 //! ssh with a held master connection: it has no queue and keeps no result, but it is what people run jobs with. Its
 //! server is the board's.
 
+use super::Said;
 use super::{Submitter, System};
-use crate::claim::Said;
-use crate::claim::site::{Proc, Side, Site, until};
+use crate::site::{Proc, Side, Site, until};
 use anyhow::{Context, Result, ensure};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-pub(super) struct Ssh {
+pub(crate) struct Ssh {
     _server: Proc,
     _master: Proc,
     site: Arc<Site>,
 }
 
 impl Ssh {
-    pub(super) fn start(site: Site) -> Result<Self> {
+    pub(crate) fn start(site: Site) -> Result<Self> {
         let port = site.port(Side::Board)?;
         for name in ["host", "user"] {
             let made = Command::new("ssh-keygen")

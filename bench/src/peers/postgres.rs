@@ -1,9 +1,9 @@
 //! PostgreSQL as people make a queue of it: a table of jobs that a worker takes a row from with SKIP LOCKED, NOTIFY for
 //! those who wait, another table for results. The protocol is its version 3, simple queries only.
 
+use super::Said;
 use super::{JOB, Server, Submitter, System, Wire, exactly, find, put, spawn, wire};
-use crate::claim::Said;
-use crate::claim::site::{Proc, Side, Site, until};
+use crate::site::{Proc, Side, Site, until};
 use anyhow::{Context, Result, bail, ensure};
 use dunlin_hub::clock::micros;
 use std::os::unix::fs::PermissionsExt;
@@ -22,13 +22,13 @@ const TABLES: &str = "CREATE TABLE jobs (id bigserial PRIMARY KEY, payload text 
 const VERSION: u32 = 3 << 16;
 const TLS: u32 = 80_877_103;
 
-pub(super) struct Postgres {
+pub(crate) struct Postgres {
     proc: Proc,
     server: Server,
 }
 
 impl Postgres {
-    pub(super) fn start(site: Site) -> Result<Self> {
+    pub(crate) fn start(site: Site) -> Result<Self> {
         let server = Server::at(site)?;
         let site = &server.site;
         // It refuses to be root, so its own user must reach its directory.

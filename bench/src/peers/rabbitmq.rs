@@ -1,8 +1,8 @@
 //! RabbitMQ: AMQP 0-9-1, quorum queues for jobs and results, publisher confirms, one job unacknowledged at a time.
 
+use super::Said;
 use super::{JOB, Server, Submitter, System, Wire, exactly, put, spawn};
-use crate::claim::Said;
-use crate::claim::site::{Proc, Side, Site, until};
+use crate::site::{Proc, Side, Site, until};
 use anyhow::{Context, Result, bail, ensure};
 use dunlin_hub::clock::micros;
 use std::collections::BTreeSet;
@@ -13,14 +13,14 @@ use std::time::Duration;
 /// Debian's own script changes the user; this one does not.
 const SCRIPT: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 
-pub(super) struct Rabbit {
+pub(crate) struct Rabbit {
     _proc: Proc,
     _names: Proc,
     server: Server,
 }
 
 impl Rabbit {
-    pub(super) fn start(site: Site) -> Result<Self> {
+    pub(crate) fn start(site: Site) -> Result<Self> {
         let server = Server::at(site)?;
         let text = format!(
             "listeners.tcp.1 = 127.0.0.1:{}\nlisteners.ssl.1 = 0.0.0.0:{}\nssl_options.cacertfile = {cert}\n\

@@ -1,19 +1,24 @@
 //! What shutting a job in costs: a `true` through the executor with the whole sandbox, beside fork, exec and wait of the
 //! same `true` by std, interleaved on the same machine; and how long a policy of a hundred rules takes to decide.
 //!
-//! The job's time is from `Prepare` to `Ended` at the executor's boundary, all that it does for a job: policy, guard,
-//! cgroup, namespaces, mounts, user, filter, exec, and the proof that nothing is left. What of it comes after `Start` is a
-//! row of its own. The network is an empty namespace in one of the two kinds of jobs. The floor's `true` has the
-//! argument and environment of the job's, with which it reads its locale; the ratio is to that one. One without is shown.
+//! The job's time is taken at the executor's boundary, all that it does for a job: policy, guard, cgroup, namespaces,
+//! mounts, user, filter, exec, and the proof that nothing is left. Between `Prepared` and `Start` the bench does what the
+//! uplink does: it commits an accepted attempt to a journal like the agent's, on the same disk. The executor makes ready
+//! meanwhile, so three times are reported: from `Start` to `Ended`; from `Prepare` to `Ended` less that commit; and from
+//! `Prepare` to `Ended` where the start comes at once, so that nothing of it passes beside a commit. The network is an
+//! empty namespace in one of the two kinds of jobs. The floor's `true` has the argument and environment of the job's, with
+//! which it reads its locale; the ratio is to that one. One without is shown.
 
 use crate::stats::Sample;
 use anyhow::{Context, Result, bail, ensure};
 use dunlin_agent::core::policy::{self, Policy, Request};
+use dunlin_agent::event::{Record, Write};
 use dunlin_agent::exec::message::{Decision, FromExec, ToExec, Work};
 use dunlin_agent::exec::{ExecConfig, Executor};
+use dunlin_agent::store::Store;
 use dunlin_hub::clock::micros;
-use dunlin_wire::Fence;
-use dunlin_wire::job::{Job, Outcome, Shell, layer};
+use dunlin_wire::job::{Delivery, Job, Outcome, Shell, layer};
+use dunlin_wire::{ClaimId, Fence, TaskId};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -32,7 +37,8 @@ const WAIT: Duration = Duration::from_secs(20);
 /// # Errors
 /// When a job does not run.
 pub fn run(rounds: usize) -> Result<()> {
-    let dir = tempfile::tempdir()?;
+    // On the disk that the bench is run on, not in a /tmp that may be memory.
+    let dir = tempfile::Builder::new().prefix("dunlin-bench").tempdir_in(std::env::current_dir()?)?;
     let rule = |id: &str, arg: &str, more: &str| {
         format!("[[rule]]\nid = \"{id}\"\nprogram = \"{TRUE}\"\nargs = [\"{arg}\"]\n{more}\n")
     };
@@ -50,34 +56,41 @@ pub fn run(rounds: usize) -> Result<()> {
         log: dunlin_agent::exec::Level::WARN,
         signing: dunlin_agent::exec::Signing::none(),
     })?;
-    let [mut bare, mut plain] = [const { Sample::new() }; 2];
-    let [mut shut_in, mut alone] = [const { [const { Sample::new() }; 2] }; 2];
-    let mut layers = [0; 2];
+    let [mut bare, mut plain, mut commits] = [const { Sample::new() }; 3];
+    let mut kinds = [Kind::new("shut in", "shut-in"), Kind::new("no network", "alone")];
     for round in 0..rounds + rounds.div_ceil(10) {
         let floors = [floor(&[], &[])?, floor(&["shut-in"], &ENV)?];
-        let jobs = [bench.job("shut-in", &mut layers[0])?, bench.job("alone", &mut layers[1])?];
         // The first tenth is not counted: everything is read from the disk once.
-        if round >= rounds.div_ceil(10) {
+        let counts = round >= rounds.div_ceil(10);
+        if counts {
             bare.push(floors[0]);
             plain.push(floors[1]);
-            for (kind, job) in [&mut shut_in, &mut alone].into_iter().zip(jobs) {
-                kind.iter_mut().zip(job).for_each(|(sample, took)| sample.push(took));
+        }
+        for kind in &mut kinds {
+            let (with, at_once) = (bench.job(kind, true)?, bench.job(kind, false)?);
+            if counts {
+                commits.push(with.commit);
+                kind.started.push(with.started);
+                kind.all.push(with.all - with.commit);
+                kind.at_once.push(at_once.all);
             }
         }
     }
     println!("microseconds                            p50      p90      p99");
     println!("{}", bare.line("fork, exec, wait, bare"));
     println!("{}", plain.line("fork, exec, wait"));
-    for (what, [all, started], bits) in [("shut in", &shut_in, layers[0]), ("no network", &alone, layers[1])]
-    {
-        println!("{}", all.line(&format!("job, {what}: Prepare to Ended")));
-        println!("{}", started.line(&format!("job, {what}: Start to Ended")));
+    println!("{}", commits.line("journal's commit before Start"));
+    for Kind { name, started, all, at_once, layers, .. } in &kinds {
+        println!("{}", started.line(&format!("{name}: Start to Ended")));
+        println!("{}", all.line(&format!("{name}: from Prepare, less commit")));
+        println!("{}", at_once.line(&format!("{name}: from Prepare, no commit")));
         let ratio = |sample: &Sample| sample.percentile(50) as f64 / plain.percentile(50) as f64;
-        let words: Vec<_> = layer::words(bits).collect();
+        let words: Vec<_> = layer::words(*layers).collect();
         println!(
-            "ratio of p50: {:.2} (target {RATIO_MAX}), from Start {:.2}; {}",
-            ratio(all),
+            "ratio of p50: from Start {:.2} (target {RATIO_MAX}), from Prepare less the commit {:.2}, without one {:.2}; {}",
             ratio(started),
+            ratio(all),
+            ratio(at_once),
             words.join(" ")
         );
     }
@@ -120,50 +133,89 @@ fn decision() -> Result<f64> {
     Ok(sample.percentile(50) as f64 / 100.0)
 }
 
+/// A kind of job, and its times.
+struct Kind {
+    name: &'static str,
+    arg: &'static str,
+    started: Sample,
+    all: Sample,
+    at_once: Sample,
+    layers: u32,
+}
+
+impl Kind {
+    fn new(name: &'static str, arg: &'static str) -> Self {
+        let [started, all, at_once] = [const { Sample::new() }; 3];
+        Self { name, arg, started, all, at_once, layers: 0 }
+    }
+}
+
+/// One job's times in microseconds: from `Prepare` and from `Start` to `Ended`, and of the commit between.
+struct Times {
+    all: u64,
+    started: u64,
+    commit: u64,
+}
+
 struct Bench {
     exec: Executor,
     said: mpsc::Receiver<FromExec>,
+    journal: Store,
     next: u64,
 }
 
 impl Bench {
     fn new(config: ExecConfig) -> Result<Self> {
         std::fs::create_dir_all(&config.data)?;
+        let journal = Store::open(&config.data.join("journal"))?;
         let (tell, said) = mpsc::channel();
         let tell = Box::new(move |message: Option<_>| drop(message.map(|message| tell.send(message))));
         let exec = Executor::spawn(&config, tell)?;
         match said.recv_timeout(WAIT)? {
-            FromExec::Policy(policy) if policy.error.is_none() => Ok(Self { exec, said, next: 1 }),
+            FromExec::Policy(policy) if policy.error.is_none() => Ok(Self { exec, said, journal, next: 1 }),
             other => bail!("the policy is not in force: {other:?}"),
         }
     }
 
-    /// One job's time from `Prepare` and from `Start`, in microseconds; its layers beside it.
-    fn job(&mut self, arg: &str, layers: &mut u32) -> Result<[u64; 2]> {
+    /// One job, with what an uplink does before it starts one, or started at once.
+    fn job(&mut self, kind: &mut Kind, with_commit: bool) -> Result<Times> {
         let fence = Fence(self.next);
         self.next += 1;
-        let argv = vec![TRUE.to_owned(), arg.to_owned()];
+        let argv = vec![TRUE.to_owned(), kind.arg.to_owned()];
         let job = Job::Shell(Shell { argv, cwd: None, env: vec![] });
-        let work = Work { task: format!("t{fence}").parse()?, fence, attempt: 1, job, timeout_ms: None };
+        let task: TaskId = format!("t{fence}").parse()?;
+        let accepted = [Write::Accepted(accepted(fence, task.clone()))];
+        let work = Work { task, fence, attempt: 1, job, timeout_ms: None };
         let asked = micros();
         self.exec.send(ToExec::Prepare(Box::new(work)));
         match self.said.recv_timeout(WAIT)? {
             FromExec::Prepared { decision: Decision::Allow { .. }, .. } => {}
             other => bail!("it may not run: {other:?}"),
         }
+        let prepared = micros();
+        if with_commit {
+            self.journal.commit(&accepted)?;
+        }
         let began = micros();
         self.exec.send(ToExec::Start { fence, lease_until: u64::MAX });
         loop {
             match self.said.recv_timeout(WAIT).context("the job does not end")? {
                 FromExec::Ended { report, .. } => {
-                    ensure!(report.outcome == Outcome::Ok, "{}", report.outcome);
-                    *layers = report.sandbox;
                     let now = micros();
-                    return Ok([now - asked, now - began]);
+                    ensure!(report.outcome == Outcome::Ok, "{}", report.outcome);
+                    kind.layers = report.sandbox;
+                    self.journal.commit(&[Write::Forget(fence)])?;
+                    return Ok(Times { all: now - asked, started: now - began, commit: began - prepared });
                 }
                 FromExec::Started { .. } | FromExec::Output { .. } => {}
                 other => bail!("{other:?}"),
             }
         }
     }
+}
+
+/// What the agent's journal holds of an attempt before its start.
+fn accepted(fence: Fence, task: TaskId) -> Record {
+    let (claim, delivery) = (ClaimId(fence.0), Delivery::AtLeastOnce);
+    Record { fence, task, claim, attempt: 1, boot: [0; 16], delivery, report: None }
 }

@@ -1,5 +1,8 @@
 //! `dunlin-hub`: the server.
 
+#[cfg(target_env = "musl")]
+mod heap;
+
 fn main() -> std::process::ExitCode {
     dunlin_hub::daemon::main()
 }

@@ -79,7 +79,8 @@ impl Decoder {
             postcard::take_from_bytes(&self.buffer[body..body + len]).map_err(|_| FrameError::Garbage)?;
         self.start = body + len;
         if self.start == self.buffer.len() {
-            self.buffer.clear();
+            // Freed: there is one for each stream, and most wait most of the time.
+            self.buffer = Vec::new();
             self.start = 0;
         }
         Ok(Some(message))

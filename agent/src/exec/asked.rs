@@ -1,6 +1,7 @@
 //! What is asked for, of each kind, against the policy; and what is opened for it.
 
 use super::prepare::{self, Opened};
+use super::ready::Ready;
 use super::sandbox::{self, Plan};
 use super::{FREE_BYTES_MIN, Machine, Work, secret, sys};
 use crate::core::orchestrate::{Role, Sequence};
@@ -32,6 +33,8 @@ pub(super) struct Prepared {
     pub(super) sequence: Option<(Sequence, Option<Rc<Verified>>)>,
     /// The hook that it calls.
     pub(super) hook: Option<String>,
+    /// What was made for it already.
+    pub(super) ready: Option<Ready>,
 }
 
 /// A denial, and the rule that it comes from.
@@ -208,6 +211,7 @@ impl Machine {
             work,
             sequence: None,
             hook: None,
+            ready: None,
         })
     }
 
@@ -260,6 +264,7 @@ impl Machine {
             secrets: vec![(HOOK_TOKEN.to_owned(), token)],
             sequence: None,
             hook: Some(name.to_owned()),
+            ready: None,
             rule,
             work,
         })

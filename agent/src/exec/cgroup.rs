@@ -166,17 +166,6 @@ pub(super) struct Limits {
     pub cpu: Option<u32>,
 }
 
-/// What hit its limits.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Counters {
-    /// Processes that the kernel killed for want of memory.
-    pub oom_kills: u64,
-    /// Forks that were refused.
-    pub forks_refused: u64,
-    /// Most memory used at once, in KiB.
-    pub peak_kib: Option<u64>,
-}
-
 /// One job's cgroups.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Cgroup {
@@ -210,7 +199,7 @@ impl Cgroup {
 
     fn limit(&self, place: &Place, limits: &Limits) -> io::Result<()> {
         let missing = || io::Error::from_raw_os_error(libc::ENODEV);
-        let v2 = |name: &str| self.v2.as_ref().filter(|_| place.in_v2.contains(&name));
+        let v2 = |name: &str| self.v2.as_deref().filter(|_| place.in_v2.contains(&name));
         if let Some(bytes) = limits.memory {
             if let Some(dir) = v2("memory") {
                 set(dir, "memory.max", bytes, PAGE_MAX)?;
@@ -276,8 +265,8 @@ impl Cgroup {
         self.v2.as_deref()
     }
 
-    fn v1(&self, controller: &str) -> Option<&PathBuf> {
-        self.v1.iter().find(|(name, _)| name == controller).map(|(_, dir)| dir)
+    fn v1(&self, controller: &str) -> Option<&Path> {
+        self.v1.iter().find(|(name, _)| name == controller).map(|(_, dir)| dir.as_path())
     }
 
     /// Puts the calling process, which has one thread, into them; into v2's only when it was not born there. A process
@@ -338,26 +327,26 @@ impl Cgroup {
         true
     }
 
-    /// What was counted so far.
-    pub(super) fn counters(&self) -> Counters {
-        let count = |dir: Option<&PathBuf>, file: &str, name: &str| {
-            let text = dir.and_then(|dir| fs::read_to_string(dir.join(file)).ok()).unwrap_or_default();
-            text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
-        };
-        let peak = |dir: Option<&PathBuf>, file: &str| {
+    /// Processes that the kernel killed for want of memory.
+    pub(super) fn oom_kills(&self) -> u64 {
+        let v2 = count(self.v2.as_deref(), "memory.events", "oom_kill ");
+        v2.max(count(self.v1("memory"), "memory.oom_control", "oom_kill "))
+    }
+
+    /// Forks that were refused.
+    pub(super) fn forks_refused(&self) -> u64 {
+        let of = |dir| count(dir, "pids.events", "max ");
+        of(self.v2.as_deref()).max(of(self.v1("pids")))
+    }
+
+    /// Most memory used at once, in KiB.
+    pub(super) fn peak_kib(&self) -> Option<u64> {
+        let peak = |dir: Option<&Path>, file: &str| {
             let text = dir.and_then(|dir| fs::read_to_string(dir.join(file)).ok())?;
             text.trim().parse::<u64>().ok().map(|bytes| bytes / 1024)
         };
-        let (v2, memory, pids) = (self.v2.as_ref(), self.v1("memory"), self.v1("pids"));
-        Counters {
-            oom_kills: count(v2, "memory.events", "oom_kill ").max(count(
-                memory,
-                "memory.oom_control",
-                "oom_kill ",
-            )),
-            forks_refused: count(v2, "pids.events", "max ").max(count(pids, "pids.events", "max ")),
-            peak_kib: peak(v2, "memory.peak").or_else(|| peak(memory, "memory.max_usage_in_bytes")),
-        }
+        let v2 = peak(self.v2.as_deref(), "memory.peak");
+        v2.or_else(|| peak(self.v1("memory"), "memory.max_usage_in_bytes"))
     }
 
     /// Removes them; one that is not empty stays.
@@ -366,6 +355,12 @@ impl Cgroup {
             let _ = fs::remove_dir(dir);
         }
     }
+}
+
+/// What a file of the kernel's counts under `name`; 0 where it is not there.
+fn count(dir: Option<&Path>, file: &str, name: &str) -> u64 {
+    let text = dir.and_then(|dir| fs::read_to_string(dir.join(file)).ok()).unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
 }
 
 /// How long freezing may take, in milliseconds.

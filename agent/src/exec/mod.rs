@@ -12,6 +12,7 @@ pub mod message;
 mod outbox;
 mod output;
 mod prepare;
+mod ready;
 mod replay;
 mod report;
 mod rules;
@@ -46,6 +47,7 @@ use dunlin_wire::Fence;
 use dunlin_wire::job::{Interruption, Outcome, Report};
 use dunlin_wire::overlay::Overlay;
 use outbox::Outbox;
+use ready::Ready;
 use rules::read_trusted;
 use run::Job;
 use runs::Run;
@@ -146,7 +148,7 @@ impl Machine {
         let between = self.runs.values().any(Run::is_between);
         if !self.slots.have_seen_off() || between || self.jobs.values().any(Job::is_waiting) {
             TICK_MS
-        } else if self.jobs.is_empty() {
+        } else if self.jobs.is_empty() && self.prepared.values().all(|prepared| prepared.ready.is_none()) {
             -1
         } else {
             report::NEWS_MS as i32
@@ -161,7 +163,7 @@ impl Machine {
     fn look(&mut self) {
         self.jobs.values_mut().for_each(|job| job.pump(&self.outbox));
         for fence in self.slots.freed() {
-            run::clear(&self.config.data, fence);
+            ready::clear(&self.config.data, fence);
             self.outbox.tell(FromExec::Freed { fence });
         }
         self.kill_orphans();
@@ -171,6 +173,23 @@ impl Machine {
             self.over(job.finish(self.digest));
         }
         self.go_on();
+        self.give_back_stale();
+    }
+
+    /// What waited in vain for a start gives back what was made for it. It may be started all the same.
+    fn give_back_stale(&mut self) {
+        let now = clock::boot_ms();
+        for (fence, prepared) in &mut self.prepared {
+            if let Some(ready) = prepared.ready.take_if(|ready| ready.is_stale(now)) {
+                self.slots.see_off(ready.give_back(&self.config.data, *fence));
+            }
+        }
+    }
+
+    /// It will not be started.
+    fn forget(&mut self, prepared: Prepared) {
+        let guard = prepared.ready.map(|ready| ready.give_back(&self.config.data, prepared.work.fence));
+        self.slots.free(prepared.slot, guard);
     }
 
     /// Starts nothing more, and ends every job with its grace.
@@ -179,7 +198,7 @@ impl Machine {
             return;
         }
         for prepared in std::mem::take(&mut self.prepared).into_values() {
-            self.slots.free(prepared.slot, None);
+            self.forget(prepared);
         }
         let by = Interruption::ExecutorRestart;
         self.runs.values_mut().for_each(|run| run.end(message::EndCause::Interrupted(by)));
@@ -192,7 +211,9 @@ impl Machine {
         if !self.jobs.values().any(Job::has_orphans) {
             return;
         }
-        let guards: Vec<i32> = self.jobs.values().map(Job::guard_pid).chain(self.slots.guards()).collect();
+        let waiting = self.prepared.values().filter_map(|prepared| prepared.ready.as_ref());
+        let guards = self.jobs.values().map(Job::guard_pid).chain(self.slots.guards());
+        let guards: Vec<i32> = guards.chain(waiting.map(Ready::guard_pid)).collect();
         let orphans = sys::descendants_but(std::process::id() as i32, &guards);
         for pid in &orphans {
             sys::kill(*pid, libc::SIGKILL);
@@ -207,31 +228,11 @@ impl Machine {
 
     fn handle(&mut self, message: ToExec) {
         match message {
-            ToExec::Prepare(work) => {
-                let fence = work.fence;
-                let asked = audit::asked(&work);
-                let decision = match self.prepare(*work) {
-                    Ok(prepared) => {
-                        self.audit.decided(asked, None, Some(&prepared.rule));
-                        let allow =
-                            Decision::Allow { rule: prepared.rule.clone(), timeout_ms: prepared.timeout_ms };
-                        self.prepared.insert(fence, prepared);
-                        allow
-                    }
-                    Err((reason, rule)) => {
-                        self.audit.decided(asked, Some(reason), rule.as_deref());
-                        let mut report = Report::without_process(Outcome::Denied { reason });
-                        report.rule = rule;
-                        report.policy = self.digest;
-                        Decision::Deny(Box::new(report))
-                    }
-                };
-                self.outbox.tell(FromExec::Prepared { fence, decision });
-            }
+            ToExec::Prepare(work) => self.decide(*work),
             ToExec::Start { fence, lease_until } => self.start(fence, lease_until),
             ToExec::Forget { fence } => {
                 if let Some(prepared) = self.prepared.remove(&fence) {
-                    self.slots.free(prepared.slot, None);
+                    self.forget(prepared);
                 }
             }
             ToExec::Extend { fence, lease_until } => {
@@ -266,13 +267,37 @@ impl Machine {
         }
     }
 
+    /// Whether it may run is said first: what is made for it then is ready when the uplink's journal is written.
+    fn decide(&mut self, work: Work) {
+        let (fence, asked) = (work.fence, audit::asked(&work));
+        match self.prepare(work) {
+            Ok(mut prepared) => {
+                self.audit.decided(asked, None, Some(&prepared.rule));
+                let (rule, timeout_ms) = (prepared.rule.clone(), prepared.timeout_ms);
+                self.outbox
+                    .tell(FromExec::Prepared { fence, decision: Decision::Allow { rule, timeout_ms } });
+                // What cannot be made now is tried again at the start, and why not is said then.
+                prepared.ready = Ready::make(&prepared, &self.config.data, &self.kernel).ok();
+                self.prepared.insert(fence, prepared);
+            }
+            Err((reason, rule)) => {
+                self.audit.decided(asked, Some(reason), rule.as_deref());
+                let mut report = Report::without_process(Outcome::Denied { reason });
+                report.rule = rule;
+                report.policy = self.digest;
+                let decision = Decision::Deny(Box::new(report));
+                self.outbox.tell(FromExec::Prepared { fence, decision });
+            }
+        }
+    }
+
     fn start(&mut self, fence: Fence, lease_until: BootMs) {
         let Some(mut prepared) = self.prepared.remove(&fence) else { return };
         let slot = prepared.slot;
         if let Err(reason) = self.verifier.start(&prepared.work) {
             let asked = audit::asked(&prepared.work);
             self.audit.decided(asked, Some(reason), Some(&prepared.rule));
-            self.slots.free(slot, None);
+            self.forget(prepared);
             return self.tell_unstarted(fence, Outcome::Denied { reason });
         }
         let run = prepared.sequence.take().map(|sequence| Run::new(sequence, &prepared, lease_until));

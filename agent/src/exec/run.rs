@@ -1,29 +1,27 @@
 //! One job: its guard, its pipes, what it wrote, and the report in the end.
 
 use super::asked::Prepared;
-use super::cgroup::Cgroup;
-use super::guard::{self, Cause, FromGuard, Spec, ToGuard};
+use super::guard::{self, Cause, FromGuard, ToGuard};
 use super::kernel::Kernel;
-use super::ladder::{self, Ladder};
-use super::message::{EndCause, FromExec, Work};
+use super::ladder::Ladder;
+use super::message::{EndCause, FromExec};
 use super::outbox::Outbox;
 use super::output::Output;
+use super::ready::Ready;
 use super::report::ReportFile;
-use super::secret::{self, Redactor};
+use super::secret::Redactor;
 use super::sys;
 use crate::clock::{self, BootMs};
-use dunlin_wire::job::{Limit, Outcome, Report, Shell, SpawnStep, Stream, TimeoutPhase, Usage, layer};
+use dunlin_wire::job::{Limit, Outcome, Report, SpawnStep, Stream, TimeoutPhase, Usage};
 use dunlin_wire::{Fence, limits};
 use std::borrow::Cow;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 
 /// How long output is drained after the job's end, in milliseconds: a descriptor may have leaked to who knows whom.
 const DRAIN_MS: u64 = 500;
 /// How long orphans of a dead guard may take to be gone until the job counts as stuck, in milliseconds.
 const ORPHANS_MS: u64 = 2_000;
-/// What a job finds its programs by. Nothing of the agent's own environment reaches it.
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 pub(super) struct Job {
     fence: Fence,
@@ -40,11 +38,9 @@ pub(super) struct Job {
     buffer: Vec<u8>,
     overflowed: bool,
     ended: Option<Ended>,
-    scratch: Option<PathBuf>,
     slot: usize,
     layers: u32,
     ladder: Ladder,
-    lock: PathBuf,
     /// What it says of itself.
     own: ReportFile,
     /// Not the first part of its attempt: that it starts is no news.
@@ -81,122 +77,40 @@ enum How {
 }
 
 impl Job {
-    /// Starts the guard, which starts the job. What does not start leaves nothing behind.
+    /// Starts it by the guard that waits for that, or by one that is made now. What does not start leaves nothing behind.
     pub(super) fn start(
-        prepared: Prepared,
+        mut prepared: Prepared,
         lease_until: BootMs,
         data: &Path,
         spool: &Path,
         kernel: &Kernel,
     ) -> Result<Self, Outcome> {
-        let fence = prepared.work.fence;
-        let lock = std::fs::create_dir_all(data.join("run"))
-            .and_then(|()| std::fs::File::create(lock_of(data, fence)));
-        let lock = OwnedFd::from(lock.map_err(failed(SpawnStep::Guard))?);
-        if !sys::try_lock(lock.as_raw_fd()) {
-            return Err(Outcome::SpawnFailed { step: SpawnStep::Guard, errno: libc::EBUSY });
-        }
-        let started = Self::start_locked(prepared, lock, lease_until, data, spool, kernel);
-        started.inspect_err(|_| clear(data, fence))
-    }
-
-    fn start_locked(
-        prepared: Prepared,
-        lock: OwnedFd,
-        lease_until: BootMs,
-        data: &Path,
-        spool: &Path,
-        kernel: &Kernel,
-    ) -> Result<Self, Outcome> {
-        let fence = prepared.work.fence;
-        let mut plan = prepared.plan;
-        let scratch = scratch_of(data, fence);
-        let owner = plan.identity.as_ref().map(|i| (i.uid, i.gid));
-        let private = make_private(&scratch, owner).map_err(failed(SpawnStep::Scratch))?;
-        let scratch = scratch.canonicalize().map_err(failed(SpawnStep::Scratch))?;
-        let own = ReportFile::make(&scratch, owner, clock::boot_ms()).map_err(failed(SpawnStep::Scratch))?;
-        let cwd = prepared.opened.cwd.unwrap_or(private);
-        let (control, control_guard) = sys::seqpacket_pair().map_err(failed(SpawnStep::Pipe))?;
-        let (out, out_job) = sys::pipe().map_err(failed(SpawnStep::Pipe))?;
-        let (err, err_job) = sys::pipe().map_err(failed(SpawnStep::Pipe))?;
-        for fd in [&out, &err, &control] {
-            sys::set_nonblocking(fd.as_raw_fd()).map_err(failed(SpawnStep::Pipe))?;
-        }
-        let mut fds = vec![
-            (&control_guard, guard::CONTROL),
-            (&prepared.opened.program, guard::PROGRAM),
-            (&cwd, guard::CWD),
-            (&out_job, guard::STDOUT),
-            (&err_job, guard::STDERR),
-            (&lock, guard::LOCK),
-        ];
-        fds.extend(prepared.opened.interpreted.as_ref().map(|script| (script, guard::SCRIPT)));
-        let mut wired = Vec::new();
-        for (fd, number) in fds {
-            wired.push((sys::dup_high(fd.as_fd()).map_err(failed(SpawnStep::Guard))?, number));
-        }
-        let mut cgroup = None;
-        if plan.has(layer::CGROUP | layer::MEMORY | layer::PIDS | layer::CPU) {
-            let name = format!("{}{fence}", super::sweep::prefix(data));
-            let freezer = ladder::needs_freezer(kernel.place.has_v2());
-            cgroup = Cgroup::at(&kernel.place, &name, &plan.limits, freezer);
-        }
-        plan.view.scratch = Some(scratch.display().to_string());
-        plan.view.hidden = hidden(data);
-        let user = plan.identity.clone().filter(|_| plan.own_user);
-        let ladder = Ladder { cgroup: cgroup.clone(), user };
+        let ready = match prepared.ready.take().filter(Ready::is_there) {
+            Some(ready) => ready,
+            None => Ready::make(&prepared, data, kernel)?,
+        };
+        guard::tell(&ready.control, &ToGuard::Start(lease_until));
         let redactors =
             [(); 2].map(|()| Redactor::new(prepared.secrets.iter().map(|(_, value)| value.as_str())));
-        let (layers, limits) = (plan.layers, plan.limits);
-        let mut env = environment(&prepared.work, &prepared.shell, &scratch, data);
-        env.extend(prepared.secrets.into_iter().map(|(name, value)| format!("{name}={value}")));
-        let mut argv = prepared.shell.argv;
-        let script = prepared.opened.interpreted.as_ref().filter(|_| prepared.hook.is_none());
-        if let (Some(_), Some(script)) = (script, argv.get_mut(1)) {
-            // What was opened and checked, not what its name may lead to by now.
-            *script = "/proc/self/fd/5".to_owned();
-        }
-        let spec = Spec {
-            cgroup,
-            plan,
-            env,
-            argv,
-            script: prepared.opened.script,
-            interprets: prepared.opened.interpreted.is_some(),
-            timeout_ms: prepared.timeout_ms,
-            grace_ms: prepared.grace_ms,
-            file_size: prepared.file_size,
-            nofile: prepared.nofile,
-        };
-        let guard = guard::Process::start(wired, spec).map_err(failed(SpawnStep::Guard))?;
-        // Meanwhile it gets ready. One that is not told to start sees the end of its socket, and goes.
-        let made = ladder.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.make(&kernel.place, &limits));
-        if let Err(error) = made {
-            drop(control);
-            sys::reap_now(guard.pid());
-            return Err(failed(SpawnStep::Cgroup)(error));
-        }
-        tell_guard(control.as_raw_fd(), &ToGuard::Start(lease_until));
+        let Ready { guard, control, pipes, own, ladder, .. } = ready;
         Ok(Self {
-            fence,
+            fence: prepared.work.fence,
             rule: prepared.rule,
             timeout_ms: prepared.timeout_ms,
             kill_on_overflow: prepared.kill_on_overflow,
             limited_file_size: prepared.file_size.is_some(),
             guard,
             control,
-            pipes: [Some(out), Some(err)],
+            pipes: pipes.map(Some),
             outputs: [Output::new(prepared.output, spool), Output::new(prepared.output, spool)],
             output_max: prepared.output * 2,
             redactors,
             buffer: vec![0; limits::CHUNK_MAX],
             overflowed: false,
             ended: None,
-            scratch: Some(scratch),
             slot: prepared.slot,
-            layers,
+            layers: prepared.plan.layers,
             ladder,
-            lock: lock_of(data, fence),
             own,
             is_later: false,
             hook: prepared.hook,
@@ -210,11 +124,11 @@ impl Job {
     }
 
     pub(super) fn extend(&self, until: BootMs) {
-        tell_guard(self.control.as_raw_fd(), &ToGuard::Extend(until));
+        guard::tell(&self.control, &ToGuard::Extend(until));
     }
 
     pub(super) fn end(&self, cause: Cause) {
-        tell_guard(self.control.as_raw_fd(), &ToGuard::End(cause));
+        guard::tell(&self.control, &ToGuard::End(cause));
     }
 
     /// Adds what must be polled for this job.
@@ -345,13 +259,6 @@ impl Job {
     pub(super) fn finish(mut self, policy: [u8; 8]) -> Finished {
         let told = self.own.read(&self.redactors[0]);
         let outcome = self.outcome();
-        let is_stuck = outcome == Outcome::Stuck;
-        if !is_stuck {
-            let _ = std::fs::remove_file(&self.lock);
-            if let Some(dir) = &self.scratch {
-                let _ = std::fs::remove_dir_all(dir);
-            }
-        }
         let end = match &self.ended {
             Some(Ended { how: How::Guard(end), .. }) => (**end).clone(),
             _ => guard::End::default(),
@@ -421,69 +328,4 @@ impl Job {
             _ => Outcome::AgentInternal,
         }
     }
-}
-
-fn tell_guard(control: RawFd, message: &ToGuard) {
-    let bytes = postcard::to_stdvec(message).unwrap_or_default();
-    if let Err(error) = sys::send(control, &bytes) {
-        // A guard that is gone is noticed by the end of its socket.
-        tracing::debug!(%error, "a guard did not take a message");
-    }
-}
-
-fn failed(step: SpawnStep) -> impl Fn(std::io::Error) -> Outcome {
-    move |e| Outcome::SpawnFailed { step, errno: e.raw_os_error().unwrap_or(libc::EIO) }
-}
-
-/// Held by the guard of an attempt for as long as anything of it may run.
-fn lock_of(data: &Path, fence: Fence) -> PathBuf {
-    data.join("run").join(fence.to_string())
-}
-
-fn scratch_of(data: &Path, fence: Fence) -> PathBuf {
-    data.join("scratch").join(fence.to_string())
-}
-
-/// Takes away the files of an attempt of which nothing runs.
-pub(super) fn clear(data: &Path, fence: Fence) {
-    let _ = std::fs::remove_file(lock_of(data, fence));
-    let _ = std::fs::remove_dir_all(scratch_of(data, fence));
-}
-
-/// A fresh directory that only its owner can enter.
-fn make_private(dir: &Path, owner: Option<(u32, u32)>) -> std::io::Result<OwnedFd> {
-    use std::os::unix::fs::DirBuilderExt;
-    if let Some(parent) = dir.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    let _ = std::fs::remove_dir_all(dir);
-    std::fs::DirBuilder::new().mode(0o700).create(dir)?;
-    if let Some((uid, gid)) = owner {
-        std::os::unix::fs::chown(dir, Some(uid), Some(gid))?;
-    }
-    sys::open_path(&dir.to_string_lossy(), libc::O_PATH | libc::O_DIRECTORY)
-}
-
-/// Directories of the agent's own, which no job sees.
-fn hidden(data: &Path) -> Vec<String> {
-    let mut dirs = vec![data.canonicalize().unwrap_or_else(|_| data.to_owned())];
-    // The uplink's too, and the way to the executor: where they are unless somebody moved them.
-    dirs.extend(["/etc/dunlin", "/run/dunlin", "/var/lib/dunlin-agent"].map(PathBuf::from));
-    dirs.extend(secret::directories());
-    dirs.iter().map(|dir| dir.display().to_string()).collect()
-}
-
-fn environment(work: &Work, shell: &Shell, scratch: &Path, data: &Path) -> Vec<String> {
-    let mut env = vec![
-        PATH.to_owned(),
-        "LANG=C.UTF-8".to_owned(),
-        format!("HOME={}", scratch.display()),
-        format!("DUNLIN_REPORT={}", scratch.join(super::report::NAME).display()),
-        format!("DUNLIN_TASK_ID={}", work.task),
-        format!("DUNLIN_FENCE={}", work.fence),
-        format!("DUNLIN_ATTEMPT={}", work.attempt),
-        super::sweep::marker(data),
-    ];
-    env.extend(shell.env.iter().map(|(name, value)| format!("{name}={value}")));
-    env
 }

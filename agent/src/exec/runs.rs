@@ -7,7 +7,7 @@ use super::guard;
 use super::message::{EndCause, FromExec, Work};
 use super::output::Output;
 use super::run::{Finished, Job};
-use super::{Machine, audit};
+use super::{Machine, audit, ready};
 use crate::clock::{self, BootMs};
 use crate::core::orchestrate::Sequence;
 use crate::core::trust::Verified;
@@ -105,12 +105,13 @@ impl Machine {
         let stuck = report.outcome == Outcome::Stuck;
         let Some(mut run) = self.runs.remove(&fence).filter(|_| !stuck) else {
             self.tell_ended(fence, report, outputs);
-            return if stuck {
-                self.slots.quarantine(slot, fence, guard, control)
-            } else {
-                self.slots.free(slot, Some(guard))
-            };
+            if stuck {
+                return self.slots.quarantine(slot, fence, guard, control);
+            }
+            ready::clear(&self.config.data, fence);
+            return self.slots.free(slot, Some(guard));
         };
+        ready::clear(&self.config.data, fence);
         let outcome = report.outcome.clone();
         run.add(report);
         let stopped = matches!(outcome, Outcome::Cancelled { .. } | Outcome::Interrupted { .. });

@@ -39,7 +39,12 @@ impl Slots {
     /// Gives a slot back. Its guard, which has reported, is collected when it ends: nobody has to wait for that.
     pub(super) fn free(&mut self, slot: usize, guard: Option<Process>) {
         self.taken.remove(&slot);
-        self.leaving.extend(guard);
+        guard.into_iter().for_each(|guard| self.see_off(guard));
+    }
+
+    /// Collects a guard when it ends.
+    pub(super) fn see_off(&mut self, guard: Process) {
+        self.leaving.push(guard);
     }
 
     /// Puts a slot out of use. `control` is our end of the guard's socket, which ends with it.

@@ -78,8 +78,9 @@ struct Sum {
 /// Every report of the last hour, and the rows that are not on disk yet.
 #[derive(Debug, Default)]
 pub struct History {
-    /// Names of the series, by their places: `cpu`, `temperature:tj`.
-    pub names: Vec<String>,
+    // Names of the series, by their places, each with its end of line: one string, as there are as many as nodes.
+    names: String,
+    // Bytes of them that are on disk.
     names_kept: usize,
     raw: Ring,
     bins: [Bin; 2],
@@ -89,8 +90,14 @@ pub struct History {
 
 impl History {
     /// Goes on from the names on disk.
-    pub fn new(names: Vec<String>) -> Self {
+    pub fn new(names: &[String]) -> Self {
+        let names: String = names.iter().flat_map(|name| [name, "\n"]).collect();
         Self { names_kept: names.len(), names, ..Self::default() }
+    }
+
+    /// Names of the series, by their places: `cpu`, `temperature:tj`.
+    pub fn names(&self) -> Vec<&str> {
+        self.names.split_terminator('\n').collect()
     }
 
     /// Reports of the last hour, oldest first, and some before.
@@ -120,13 +127,15 @@ impl History {
     }
 
     fn series(&mut self, slot: &Slot) -> Option<u16> {
-        let key = slot.key();
-        let at = self.names.iter().position(|name| *name == key);
-        if at.is_none() && self.names.len() < SERIES_MAX {
-            self.names.push(key);
-            return u16::try_from(self.names.len() - 1).ok();
+        // A board may call a filesystem anything.
+        let key = slot.key().replace('\n', "_");
+        let known = self.names().len();
+        let at = self.names().iter().position(|name| *name == key);
+        if at.is_none() && known < SERIES_MAX {
+            self.names += &key;
+            self.names.push('\n');
         }
-        at.and_then(|at| at.try_into().ok())
+        at.or((known < SERIES_MAX).then_some(known))?.try_into().ok()
     }
 
     /// Whether there are more names than on disk.
@@ -235,7 +244,7 @@ mod tests {
         assert_eq!(first.points[0].max, 6, "5, and 1 above");
         assert_eq!(first.points[0].mean, 3, "of 0 to 5");
         assert_eq!(first.points[1].mean, 5, "the newest of a counter");
-        assert_eq!(board.history.names, ["cpu", "oomKills"]);
+        assert_eq!(board.history.names(), ["cpu", "oomKills"]);
     }
 
     #[test]

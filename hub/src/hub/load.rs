@@ -85,7 +85,7 @@ impl Hub {
                 let name = node.spec.name.clone();
                 self.enroll(node, now);
                 if let Some(member) = self.members.get_mut(&name) {
-                    member.board.history = History::new(view.series(&name)?);
+                    member.board.history = History::new(&view.series(&name)?);
                 }
             }
             for state in State::ALL {
@@ -134,7 +134,7 @@ impl Hub {
             self.timers.set(Timer::Health(name.clone()), at);
         }
         self.keys.insert(member.node.key, name.clone());
-        self.members.insert(name, member);
+        self.members.insert(name, Box::new(member));
     }
 }
 

@@ -141,7 +141,8 @@ pub struct Hub {
     next_fence: Fence,
     last_order_ms: u64,
     halted: bool,
-    members: BTreeMap<NodeName, Member>,
+    // Boxed, as most of a tree's leaves are half empty.
+    members: BTreeMap<NodeName, Box<Member>>,
     // Who a key is: asked at each connection's beginning and end. One that was replaced since names a member with another.
     keys: BTreeMap<Key, NodeName>,
     conns: BTreeMap<ConnId, Conn>,
@@ -300,7 +301,8 @@ impl Hub {
     }
 
     fn member_of(&self, key: Key) -> Option<&Member> {
-        self.members.get(self.keys.get(&key)?).filter(|member| member.node.key == key)
+        let member = self.members.get(self.keys.get(&key)?)?;
+        (member.node.key == key).then_some(member)
     }
 
     /// Nothing of the batch happened. Whoever asked is told so; what is in memory may be ahead of the store, so it is

@@ -37,7 +37,7 @@ impl Hub {
             Request::Node(name) => Ok(self.node_answer(&name, turn)),
             Request::Recent(name) => Ok(match self.members.get(&name) {
                 Some(member) => Ok(Answer::Recent(Recent {
-                    names: member.board.history.names.clone(),
+                    names: member.board.history.names().into_iter().map(str::to_owned).collect(),
                     rows: member.board.history.raw(),
                 })),
                 None => Err(ApiRefusal::UnknownNode(name)),

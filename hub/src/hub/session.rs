@@ -264,7 +264,7 @@ impl Hub {
     ) -> Result<(), StoreError> {
         tracing::warn!(node = %name, code = code.as_str(), "Hello refused");
         let there = |m: &Member| m.session.is_some() && m.pulse.health() == Health::Healthy;
-        if code == CloseCode::Cloned && self.members.get(name).is_some_and(there) {
+        if code == CloseCode::Cloned && self.members.get(name).is_some_and(|m| there(m)) {
             return self.hold_copies(conn, name, turn);
         }
         self.close(conn, code, turn);

@@ -79,7 +79,7 @@ impl Hub {
             let rows = history.flush(turn.now.wall);
             // Rows name series by their places, so those are kept first or not at all.
             if room && history.has_new_names() {
-                turn.write.put_series(name, &history.names)?;
+                turn.write.put_series(name, &history.names())?;
                 history.handle_names_kept();
             }
             for (tier, row) in rows {

@@ -46,11 +46,8 @@ impl Hub {
         }
         let boards = self.members.iter().filter(|(_, m)| m.node.revoked_ms.is_none());
         figures.boards = boards.filter_map(|(n, m)| Some((n.clone(), self.board_of(m, turn)?))).collect();
-        let alarms = |(n, m): (&NodeName, &Member)| {
-            let counts = m.board.alarms().iter().map(|(alarm, raised)| (n.clone(), *alarm, raised.count));
-            counts.collect::<Vec<_>>()
-        };
-        figures.alarms = self.members.iter().flat_map(alarms).collect();
+        let alarms = self.members.iter().flat_map(|(n, m)| m.board.alarms().iter().map(move |a| (n, a)));
+        figures.alarms = alarms.map(|(n, (alarm, raised))| (n.clone(), *alarm, raised.count)).collect();
         figures.connections = self.conns.len() as u64;
         figures.halted = self.halted;
         figures.store_bytes = self.store.bytes().unwrap_or_default();

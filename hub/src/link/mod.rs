@@ -34,7 +34,7 @@ const IDLE: Duration = Duration::from_secs(900);
 /// Upload streams that a connection begins with and that it may have, at once. QUIC keeps a row for each that is allowed, so
 /// more are allowed only to an agent that uses them. An agent that resumes remembers the first, so it may not shrink under a
 /// session (RFC 9000 section 7.4.1): sessions of another number are forgotten.
-pub const UPLOADS: u32 = 16;
+pub const UPLOADS: u32 = 6;
 const UPLOADS_MAX: u32 = 128;
 /// Packets that an agent may leave unacknowledged for QUIC's usual delay.
 const ACK_EVERY: u32 = 4;
@@ -151,6 +151,14 @@ pub struct Lines {
     pub peers: Arc<Peers>,
 }
 
+impl Lines {
+    /// Waits for room in the loop's channel; an event is made when there is some, as one that waits would take its own in
+    /// each session. `None` when the loop is gone.
+    async fn room(&self) -> Option<mpsc::Permit<'_, Event>> {
+        self.events.reserve().await.ok()
+    }
+}
+
 /// What the endpoint needs besides its address.
 pub struct Setup<'a> {
     /// The hub's identity.
@@ -223,7 +231,9 @@ fn transport() -> TransportConfig {
         .send_window(1024 * 1024)
         .datagram_receive_buffer_size(Some(DATAGRAMS))
         .datagram_send_buffer_size(DATAGRAMS)
-        // What goes to a board is small, and each connection keeps the longest burst it ever made as its buffer.
+        // What goes to a board is small: looking for longer packets would cost a board's link more than they could save.
+        .mtu_discovery_config(None)
+        // And each connection keeps the longest burst it ever made as its buffer.
         .enable_segmentation_offload(false)
         .congestion_controller_factory(Arc::new(FlooredConfig::default()));
     transport
@@ -252,11 +262,8 @@ pub async fn accept(endpoint: Endpoint, lines: Lines, connections_max: usize) {
         match seats.clone().try_acquire_owned().ok().filter(|_| !behind) {
             Some(seat) => {
                 let conn = ConnId(next.fetch_add(1, Ordering::Relaxed));
-                let served = session::serve(conn, incoming, lines.clone(), handshake);
-                tokio::spawn(async move {
-                    served.await;
-                    drop(seat);
-                });
+                let opening = Box::pin(session::open(conn, incoming, lines.clone()));
+                tokio::spawn(session::serve(opening, lines.clone(), handshake, seat));
             }
             None => drop(tokio::spawn(session::shed(incoming, handshake))),
         }

@@ -11,80 +11,112 @@ use dunlin_wire::{CloseCode, Key, limits};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, SetOnce};
 use tokio::time::timeout;
 
-/// Serves one connection from its first packet to its end.
-pub(super) async fn serve(
+/// A connection whose peer is known, as early data if that is how it came.
+pub(super) struct Opened {
     conn: ConnId,
-    incoming: quinn::Incoming,
-    lines: Lines,
-    handshake: OwnedSemaphorePermit,
-) {
+    key: Key,
+    to_agent: Outbox,
+    // Until the handshake is over.
+    early: Option<quinn::ZeroRttAccepted>,
+}
+
+/// From a connection's first packet to its announcement. Apart from [`serve`], so that what only this needs is freed when
+/// it is done: there are as many sessions as agents.
+pub(super) async fn open(conn: ConnId, incoming: quinn::Incoming, lines: Lines) -> Option<Opened> {
     let peer = incoming.remote_address();
     let accepted = incoming.accept().map(quinn::Connecting::into_0rtt);
     let (connection, mut done) = match accepted {
         Ok(Ok(both)) => both,
-        Ok(Err(_)) => return,
-        Err(error) => return tracing::debug!(%peer, %error, "handshake failed"),
+        Ok(Err(_)) => return None,
+        Err(error) => {
+            tracing::debug!(%peer, %error, "handshake failed");
+            return None;
+        }
     };
     // A resumed session says at once whose it is; but until the handshake is over that may be somebody's copy.
-    let mut early = peer_key(&connection);
+    let early = peer_key(&connection);
     let key = match early {
         Some(key) => key,
         None => {
             if timeout(HELLO, &mut done).await.is_err() {
-                return tracing::debug!(%peer, "handshake took too long");
+                tracing::debug!(%peer, "handshake took too long");
+                return None;
             }
             match peer_key(&connection) {
                 Some(key) => key,
-                None if connection.close_reason().is_some() => return,
-                None => return close(&connection, CloseCode::UnknownKey),
+                None => {
+                    close(&connection, CloseCode::UnknownKey);
+                    return None;
+                }
             }
         }
     };
     let to_agent = Outbox { waiting: Arc::default(), connection: connection.clone(), said: Arc::default() };
-    if lines.outboxes.send((conn, to_agent.clone())).await.is_err() {
-        return close(&connection, CloseCode::Leaving);
-    }
-    if lines.events.send(Event::Opened { conn, key, early: early.is_some() }).await.is_err() {
-        return close(&connection, CloseCode::Leaving);
+    let announced = async {
+        lines.outboxes.send((conn, to_agent.clone())).await.ok()?;
+        lines.room().await?.send(Event::Opened { conn, key, early: early.is_some() });
+        Some(())
+    };
+    if announced.await.is_none() {
+        close(&connection, CloseCode::Leaving);
+        return None;
     }
     tracing::debug!(%peer, %key, conn = conn.0, early = early.is_some(), "connected");
-    let (confirm, confirmed) = watch::channel(early.is_none());
+    Some(Opened { conn, key, to_agent, early: early.map(|_| done) })
+}
+
+/// Serves one connection to its end. `seat` is held as long, `handshake` until that is over.
+pub(super) async fn serve(
+    opening: Pin<Box<impl Future<Output = Option<Opened>>>>,
+    lines: Lines,
+    handshake: OwnedSemaphorePermit,
+    seat: OwnedSemaphorePermit,
+) {
+    let Some(Opened { conn, key, to_agent, early }) = opening.await else { return };
+    let connection = &to_agent.connection;
+    let confirmed = SetOnce::new();
     let confirm = async {
-        if early.take().is_some() {
+        if let Some(done) = early {
             if timeout(HELLO, done).await.is_err() {
                 return Some(CloseCode::NoHello);
             }
             if connection.close_reason().is_some() {
                 return None;
             }
-            lines.events.send(Event::Confirmed { conn }).await.ok()?;
-            confirm.send_replace(true);
+            lines.room().await?.send(Event::Confirmed { conn });
         }
+        // Only this sets it, once.
+        let _ = confirmed.set(());
         drop(handshake);
         lines.peers.add(conn, connection.clone());
         std::future::pending().await
     };
     let code = tokio::select! {
         code = confirm => code,
-        code = control(conn, &to_agent, &lines, confirmed.clone()) => code,
-        code = uploads(conn, &to_agent, &lines, confirmed.clone()) => code,
-        code = datagrams(conn, &to_agent, &lines, confirmed) => code,
+        code = control(conn, &to_agent, &lines, &confirmed) => code,
+        code = uploads(conn, &to_agent, &lines, &confirmed) => code,
+        code = datagrams(conn, &to_agent, &lines, &confirmed) => code,
         _ = connection.closed() => None,
     };
     lines.peers.remove(conn);
+    let peer = connection.remote_address();
     if let Some(code) = code {
         tracing::warn!(%peer, %key, code = code.as_str(), "closed by the link");
-        close(&connection, code);
+        close(connection, code);
     }
     let why = connection.closed().await;
     tracing::debug!(%peer, conn = conn.0, %why, "disconnected");
-    let _ = lines.events.send(Event::Closed { conn, key, by: code, traffic: to_agent.traffic() }).await;
+    if let Some(room) = lines.room().await {
+        room.send(Event::Closed { conn, key, by: code, traffic: to_agent.traffic() });
+    }
+    drop(seat);
 }
 
 /// Tells an agent when to come again. That takes the handshake, which is what this costs.
@@ -99,9 +131,9 @@ pub(super) async fn shed(incoming: quinn::Incoming, handshake: OwnedSemaphorePer
     drop(handshake);
 }
 
-/// Waits until what a peer says is surely its own. `None` when the connection ended instead.
-async fn surely(confirmed: &mut watch::Receiver<bool>) -> Option<()> {
-    confirmed.wait_for(|confirmed| *confirmed).await.ok().map(drop)
+/// Waits until what a peer says is surely its own.
+async fn surely(confirmed: &SetOnce<()>) {
+    confirmed.wait().await;
 }
 
 fn peer_key(connection: &Connection) -> Option<Key> {
@@ -121,7 +153,7 @@ async fn control(
     conn: ConnId,
     to_agent: &Outbox,
     lines: &Lines,
-    mut confirmed: watch::Receiver<bool>,
+    confirmed: &SetOnce<()>,
 ) -> Option<CloseCode> {
     let (send, mut recv) = match timeout(HELLO, to_agent.connection.accept_bi()).await {
         Ok(Ok(streams)) => streams,
@@ -132,27 +164,25 @@ async fn control(
     let writer = write(to_agent, send, &again);
     let reader = async {
         let mut decoder = Decoder::new(limits::FRAME_MAX);
-        let first =
-            timeout(HELLO, next_frame::<Numbered>(&mut recv, &mut decoder, &to_agent.said.control_in)).await;
-        let mut frame = match first {
-            Ok(frame) => frame,
-            Err(_) => return Some(CloseCode::NoHello),
-        };
+        let mut silent = true;
         loop {
-            match frame {
-                Ok(Some(frame)) => {
+            let next = next_frame::<Numbered>(&mut recv, &mut decoder, &to_agent.said.control_in);
+            let next = if silent { timeout(HELLO, next).await } else { Ok(next.await) };
+            silent = false;
+            match next {
+                Ok(Ok(Some(frame))) => {
                     // What may not ride in early data is held until it is none.
                     if !frame.message.may_be_early() {
-                        surely(&mut confirmed).await?;
+                        surely(confirmed).await;
                     }
                     lock(&again).handle_heard(&frame.message);
-                    lines.events.send(Event::Control { conn, frame }).await.ok()?;
+                    lines.room().await?.send(Event::Control { conn, frame });
                 }
                 // An agent that ends its control stream has nothing more to say.
-                Ok(None) => return Some(CloseCode::Leaving),
-                Err(error) => return Some(code_of(error)),
+                Ok(Ok(None)) => return Some(CloseCode::Leaving),
+                Ok(Err(error)) => return Some(code_of(error)),
+                Err(_) => return Some(CloseCode::NoHello),
             }
-            frame = next_frame(&mut recv, &mut decoder, &to_agent.said.control_in).await;
         }
     };
     tokio::select! {
@@ -205,9 +235,9 @@ async fn datagrams(
     conn: ConnId,
     to_agent: &Outbox,
     lines: &Lines,
-    mut confirmed: watch::Receiver<bool>,
+    confirmed: &SetOnce<()>,
 ) -> Option<CloseCode> {
-    surely(&mut confirmed).await?;
+    surely(confirmed).await;
     let connection = &to_agent.connection;
     let mut addr = connection.remote_address();
     while let Ok(bytes) = connection.read_datagram().await {
@@ -228,7 +258,7 @@ async fn datagrams(
             tracing::debug!(conn = conn.0, %addr, every_ms, "an agent's address changed over its silence");
             to_agent.send(ToAgent::Moved);
         }
-        lines.events.send(Event::Beat { conn, every_ms, sample }).await.ok()?;
+        lines.room().await?.send(Event::Beat { conn, every_ms, sample });
     }
     None
 }
@@ -238,9 +268,9 @@ async fn uploads(
     conn: ConnId,
     to_agent: &Outbox,
     lines: &Lines,
-    mut confirmed: watch::Receiver<bool>,
+    confirmed: &SetOnce<()>,
 ) -> Option<CloseCode> {
-    surely(&mut confirmed).await?;
+    surely(confirmed).await;
     let connection = &to_agent.connection;
     let mut streams = tokio::task::JoinSet::new();
     let mut allowed = UPLOADS;
@@ -273,7 +303,7 @@ async fn upload(conn: ConnId, mut stream: RecvStream, lines: Lines, said: Arc<Sa
     let mut decoder = Decoder::new(limits::UPLOAD_FRAME_MAX);
     loop {
         match next_frame::<Upload>(&mut stream, &mut decoder, &said.output_in).await {
-            Ok(Some(frame)) => lines.events.send(Event::Upload { conn, frame }).await.ok()?,
+            Ok(Some(frame)) => lines.room().await?.send(Event::Upload { conn, frame }),
             Ok(None) => return None,
             Err(error) => return Some(code_of(error)),
         }

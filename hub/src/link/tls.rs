@@ -18,8 +18,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Sessions given with each handshake: an attempt to connect that nobody answers costs the agent one.
-const TICKETS: usize = 4;
+/// Sessions given with each handshake: an attempt to connect that nobody answers costs the agent one, and it spends two at
+/// most before it takes the hub for away.
+const TICKETS: usize = 2;
 
 /// Why an identity cannot be had.
 #[derive(Debug, thiserror::Error)]

@@ -39,7 +39,7 @@ impl Write<'_> {
     ///
     /// # Errors
     /// The engine's; as everywhere here.
-    pub fn put_series(&mut self, node: &NodeName, names: &[String]) -> Result<(), StoreError> {
+    pub fn put_series(&mut self, node: &NodeName, names: &[&str]) -> Result<(), StoreError> {
         self.put(Table::Series, node.as_str().as_bytes(), &names)
     }
 
@@ -89,7 +89,7 @@ mod tests {
         for (node, tier) in [(&a, Tier::Minute), (&a, Tier::Ten), (&b, Tier::Minute)] {
             (0..200).for_each(|n| write.put_history(node, tier, &row(n)).unwrap());
         }
-        write.put_series(&a, &["cpu".to_owned()]).unwrap();
+        write.put_series(&a, &["cpu"]).unwrap();
         write.forget_history(&a, Tier::Minute, 150).unwrap();
         write.forget_history(&a, Tier::Minute, 150).unwrap();
         write.commit().unwrap();

@@ -5,7 +5,7 @@ use dunlin_agent::exec::Executor;
 use dunlin_agent::exec::message::{Decision, EndCause, FromExec, PolicyState, ToExec, Work};
 use dunlin_tests::{Agent, Fleet, Proc, until};
 use dunlin_wire::Fence;
-use dunlin_wire::job::{CancelledBy, Denial, Interruption, Job, Outcome, Shell, Stream};
+use dunlin_wire::job::{CancelledBy, Denial, Interruption, Job, Outcome, Shell, Stream, layer};
 use serde_json::json;
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -194,6 +194,124 @@ fn a_hostile_uplink_starts_only_what_the_policy_allows() {
     assert!(exec.is_running());
     let uplink = Hostile::new(&fleet);
     assert_eq!(uplink.prepare(1, &["/usr/bin/uname", "-a"]), Ok(()));
+}
+
+/// What there is for attempts: guards, directories, cgroups.
+fn made(fleet: &Fleet, exec: &Proc) -> Vec<String> {
+    let data = fleet.dir().join("exec");
+    let names =
+        |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut found: Vec<PathBuf> = names(data.join("run")).chain(names(data.join("scratch"))).collect();
+    let prefix = dunlin_agent::exec::prefix(&data);
+    let mut left = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(dir) = left.pop() {
+        for path in names(dir).filter(|path| path.is_dir() && !path.is_symlink()) {
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)) {
+                found.push(path.clone());
+            }
+            left.push(path);
+        }
+    }
+    let mut found: Vec<String> = found.iter().map(|path| path.display().to_string()).collect();
+    found.extend(guards(exec).iter().map(|pid| format!("process {pid}")));
+    found
+}
+
+/// Children of the executor.
+fn guards(exec: &Proc) -> Vec<u32> {
+    let pid = exec.pid();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_whitespace().map(|child| child.parse().unwrap()).collect()
+}
+
+/// The guard that waits for a start, when it has what its job will be in.
+fn waiting_guard(exec: &Proc) -> u32 {
+    let own = std::fs::read_link(format!("/proc/{}/ns/ipc", exec.pid())).unwrap();
+    until("a guard waits with namespaces of its own", || {
+        let guard = guards(exec).first().copied()?;
+        let is_root = me() == "0";
+        let apart = std::fs::read_link(format!("/proc/{guard}/ns/ipc")).is_ok_and(|ipc| ipc != own);
+        (apart || !is_root).then_some(guard)
+    })
+}
+
+#[test]
+fn what_was_made_for_a_job_that_is_not_started_is_gone_with_it() {
+    let (_dir, fleet) = fleet();
+    let mut exec = start_executor(&fleet, &me());
+    let uplink = Hostile::new(&fleet);
+    let gone = |exec: &Proc| until("nothing of it is left", || made(&fleet, exec).is_empty().then_some(()));
+    let prepare = |uplink: &Hostile, exec: &Proc| {
+        assert_eq!(uplink.prepare(1, &["/usr/bin/sleep", "77.31"]), Ok(()));
+        let guard = waiting_guard(exec);
+        if uplink.policy.layers & layer::CGROUP != 0 {
+            let is_there = |exec| made(&fleet, exec).iter().any(|path| path.starts_with("/sys"));
+            until("its cgroup is there", || is_there(exec).then_some(()));
+        }
+        assert!(!runs("77.31"), "before its start nothing of a job runs");
+        guard
+    };
+    // It is forgotten, at any moment, and granted again.
+    for _ in 0..20 {
+        assert_eq!(uplink.prepare(1, &["/usr/bin/sleep", "77.31"]), Ok(()));
+        uplink.exec.send(ToExec::Forget { fence: Fence(1) });
+    }
+    gone(&exec);
+    prepare(&uplink, &exec);
+    uplink.exec.send(ToExec::Forget { fence: Fence(1) });
+    gone(&exec);
+    // Its guard is killed: that is no end of the job, which has not begun.
+    let guard = prepare(&uplink, &exec);
+    std::process::Command::new("kill").args(["-KILL", &guard.to_string()]).status().unwrap();
+    uplink.exec.send(ToExec::Forget { fence: Fence(1) });
+    gone(&exec);
+    assert_eq!(uplink.prepare(1, &["/bin/sh", "-c", "echo one"]), Ok(()));
+    let guard = waiting_guard(&exec);
+    std::process::Command::new("kill").args(["-KILL", &guard.to_string()]).status().unwrap();
+    until("it is dead", || {
+        let stat = std::fs::read_to_string(format!("/proc/{guard}/stat")).unwrap_or_default();
+        (stat.is_empty() || stat.contains(") Z ")).then_some(())
+    });
+    uplink.exec.send(ToExec::Start { fence: Fence(1), lease_until: u64::MAX });
+    assert_eq!(uplink.ended(1), (Outcome::Ok, [b"one\n".to_vec(), vec![]]));
+    gone(&exec);
+    // The uplink ends.
+    prepare(&uplink, &exec);
+    drop(uplink);
+    gone(&exec);
+    assert!(exec.is_running());
+    // The executor is killed: its guard goes with its cgroups, and the next start clears its directories.
+    let uplink = Hostile::new(&fleet);
+    let guard = prepare(&uplink, &exec);
+    exec.kill();
+    until("the guard is gone", || (!PathBuf::from(format!("/proc/{guard}")).exists()).then_some(()));
+    let left = made(&fleet, &exec);
+    assert!(!left.iter().any(|path| path.starts_with("/sys")), "{left:?}");
+    drop(uplink);
+    std::fs::remove_file(socket(&fleet)).unwrap();
+    let mut exec = start_executor(&fleet, &me());
+    let uplink = Hostile::new(&fleet);
+    assert_eq!(made(&fleet, &exec), [""; 0]);
+    // It is told to stop.
+    prepare(&uplink, &exec);
+    exec.signal("TERM");
+    assert_eq!(exec.wait(), Some(0));
+    assert_eq!(made(&fleet, &exec), [""; 0]);
+}
+
+#[test]
+fn a_start_that_comes_late_finds_its_slot_and_nothing_made() {
+    let (_dir, fleet) = fleet();
+    let exec = start_executor(&fleet, &me());
+    let uplink = Hostile::new(&fleet);
+    assert_eq!(uplink.prepare(1, &["/bin/sh", "-c", "echo late"]), Ok(()));
+    waiting_guard(&exec);
+    until("what waited in vain is given back", || made(&fleet, &exec).is_empty().then_some(()));
+    // It is prepared all the same.
+    assert_eq!(uplink.prepare(1, &["/bin/sh", "-c", "echo late"]), Err(Denial::Malformed));
+    uplink.exec.send(ToExec::Start { fence: Fence(1), lease_until: u64::MAX });
+    assert_eq!(uplink.ended(1), (Outcome::Ok, [b"late\n".to_vec(), vec![]]));
+    until("nothing of it is left", || made(&fleet, &exec).is_empty().then_some(()));
 }
 
 #[test]

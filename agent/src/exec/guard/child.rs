@@ -13,9 +13,17 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 /// A step that failed, and how.
 type Failure = (SpawnStep, io::Error);
 
+/// What the job will be in, beside the namespaces that it is born in.
+pub(super) struct Surroundings {
+    /// Its mount namespace.
+    view: Option<OwnedFd>,
+    /// What Landlock lets it write to.
+    ruleset: Option<OwnedFd>,
+}
+
 /// Makes what the job will be in: its namespaces, which the calling process enters as its child is to be born there, and of
 /// them the mounts only as what is returned, as whoever is in there cannot write to a cgroup.
-pub(super) fn surround(plan: &Plan) -> Result<Option<OwnedFd>, (SpawnStep, i32)> {
+pub(super) fn surround(plan: &Plan) -> Result<Surroundings, (SpawnStep, i32)> {
     let failed = |step| move |e: io::Error| (step, code(&e));
     // SAFETY: these calls take numbers only. What is made on the way to the working directory must be passable.
     let enter = |flags| unsafe {
@@ -24,18 +32,29 @@ pub(super) fn surround(plan: &Plan) -> Result<Option<OwnedFd>, (SpawnStep, i32)>
     };
     if !plan.has(layer::MOUNTS) {
         enter(namespaces(plan)).map_err(failed(SpawnStep::Namespaces))?;
-        return Ok(None);
+        return Ok(Surroundings { view: None, ruleset: ruleset(plan).map_err(failed(SpawnStep::Landlock))? });
     }
     let home = mounts::here().map_err(failed(SpawnStep::Namespaces))?;
     enter(namespaces(plan)).map_err(failed(SpawnStep::Namespaces))?;
     mounts::enter(&plan.view, CWD).map_err(failed(SpawnStep::Mounts))?;
     let view = mounts::here().map_err(failed(SpawnStep::Mounts))?;
+    let ruleset = ruleset(plan).map_err(failed(SpawnStep::Landlock))?;
     mounts::go_to(&home).map_err(failed(SpawnStep::Mounts))?;
-    Ok(Some(view))
+    Ok(Surroundings { view: Some(view), ruleset })
 }
 
-/// Starts the job with that view; its pid, or the step that failed and the errno.
-pub(super) fn spawn(spec: &Spec, view: Option<&OwnedFd>) -> Result<i32, (SpawnStep, i32)> {
+/// What Landlock will let the job write to, as it is called where the calling process is now.
+fn ruleset(plan: &Plan) -> io::Result<Option<OwnedFd>> {
+    if !plan.has(layer::LANDLOCK) {
+        return Ok(None);
+    }
+    let own_tmp = plan.has(layer::MOUNTS).then(|| "/tmp".to_owned());
+    let dirs: Vec<String> = plan.view.writable().chain(own_tmp).collect();
+    landlock::prepare(dirs.iter().map(String::as_str)).map(Some)
+}
+
+/// Starts the job in there; its pid, or the step that failed and the errno.
+pub(super) fn spawn(spec: &Spec, around: &Surroundings) -> Result<i32, (SpawnStep, i32)> {
     let failed = |step| move |e: io::Error| (step, code(&e));
     let argv = c_strings(&spec.argv).map_err(failed(SpawnStep::Exec))?;
     let env = c_strings(&spec.env).map_err(failed(SpawnStep::Exec))?;
@@ -47,7 +66,7 @@ pub(super) fn spawn(spec: &Spec, view: Option<&OwnedFd>) -> Result<i32, (SpawnSt
         -1 => Err((SpawnStep::Fork, code(&io::Error::last_os_error()))),
         0 => {
             let Err((step, error)) =
-                become_job(spec, view, born, &argv, &env, errors_write.as_raw_fd(), guard);
+                become_job(spec, around, born, &argv, &env, errors_write.as_raw_fd(), guard);
             let _ = io::Write::write_all(
                 &mut std::fs::File::from(errors_write),
                 &[&[step as u8], code(&error).to_ne_bytes().as_slice()].concat(),
@@ -123,7 +142,7 @@ fn at(step: SpawnStep) -> impl Fn(io::Error) -> Failure {
 /// Only comes back when a step failed.
 fn become_job(
     spec: &Spec,
-    view: Option<&OwnedFd>,
+    around: &Surroundings,
     born: bool,
     argv: &[CString],
     env: &[CString],
@@ -135,7 +154,7 @@ fn become_job(
     if let Some(cgroup) = &spec.cgroup {
         cgroup.join(born).map_err(at(SpawnStep::Cgroup))?;
     }
-    if let Some(view) = view {
+    if let Some(view) = &around.view {
         mounts::go_to(view).map_err(at(SpawnStep::Mounts))?;
     }
     // SAFETY: these calls take numbers only.
@@ -144,7 +163,7 @@ fn become_job(
         libc::umask(0o077);
     }
     wire_up(spec)?;
-    give_up_privileges(plan, guard)?;
+    give_up_privileges(plan, around, guard)?;
     pass_descriptors(spec, errors).map_err(at(SpawnStep::CloseFds))?;
     if plan.has(layer::SECCOMP) {
         seccomp::apply().map_err(at(SpawnStep::Seccomp))?;
@@ -205,14 +224,7 @@ fn wire_up(spec: &Spec) -> Result<(), Failure> {
 }
 
 /// User, capabilities, no_new_privs, Landlock: from here on it is only less.
-fn give_up_privileges(plan: &Plan, guard: i32) -> Result<(), Failure> {
-    let ruleset = if plan.has(layer::LANDLOCK) {
-        let own_tmp = plan.has(layer::MOUNTS).then(|| "/tmp".to_owned());
-        let dirs: Vec<String> = plan.view.writable().chain(own_tmp).collect();
-        Some(landlock::prepare(dirs.iter().map(String::as_str)).map_err(at(SpawnStep::Landlock))?)
-    } else {
-        None
-    };
+fn give_up_privileges(plan: &Plan, around: &Surroundings, guard: i32) -> Result<(), Failure> {
     credentials::drop_bounding().map_err(at(SpawnStep::Capabilities))?;
     if let Some(identity) = &plan.identity {
         credentials::become_user(identity).map_err(at(SpawnStep::User))?;
@@ -231,8 +243,8 @@ fn give_up_privileges(plan: &Plan, guard: i32) -> Result<(), Failure> {
             return Err((SpawnStep::Guard, io::Error::from_raw_os_error(libc::ESRCH)));
         }
     }
-    match ruleset {
-        Some(ruleset) => landlock::apply(&ruleset).map_err(at(SpawnStep::Landlock)),
+    match &around.ruleset {
+        Some(ruleset) => landlock::apply(ruleset).map_err(at(SpawnStep::Landlock)),
         None => Ok(()),
     }
 }

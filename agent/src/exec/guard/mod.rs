@@ -17,7 +17,7 @@ use crate::clock::{self, BootMs};
 use crate::exec::message::EndCause;
 use dunlin_wire::job::{Interruption, SpawnStep};
 use serde::{Deserialize, Serialize};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// The control socket's descriptor in the guard.
 pub(super) const CONTROL: RawFd = 3;
@@ -44,8 +44,10 @@ const AGAIN_MS: u64 = 10;
 /// To the guard.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ToGuard {
-    /// First: the cgroups are there. The lease goes on until then.
+    /// First: the cgroups are there, and the job may start. The lease goes on until then.
     Start(BootMs),
+    /// First: the job will not be started. Who says so takes away what was made for it.
+    Forget,
     /// The lease goes on until then.
     Extend(BootMs),
     /// End the job.
@@ -116,7 +118,7 @@ struct Guard {
     signals: RawFd,
     timer: RawFd,
     // Held to the end: taking a job's mounts apart takes the kernel a while, for which nobody is to wait.
-    _view: Option<OwnedFd>,
+    _around: child::Surroundings,
     began: BootMs,
     lease_until: BootMs,
     cause: Option<Cause>,
@@ -148,12 +150,19 @@ impl Guard {
             let timer = sys::check(libc::timerfd_create(libc::CLOCK_BOOTTIME, kind))?;
             (signals, timer, libc::getpid())
         };
-        let view = child::surround(&spec.plan);
-        // Whoever will not start it closes the socket.
-        let first = sys::receive(CONTROL, WORD_MAX, 0)?;
-        let Ok(ToGuard::Start(lease_until)) = postcard::from_bytes(&first) else { return Ok(None) };
-        let spawned = view.and_then(|view| child::spawn(&spec, view.as_ref()).map(|lead| (lead, view)));
-        let (lead, view) = match spawned {
+        let around = child::surround(&spec.plan);
+        let first = sys::receive(CONTROL, WORD_MAX, 0).unwrap_or_default();
+        let lease_until = match postcard::from_bytes(&first) {
+            Ok(ToGuard::Start(lease_until)) => lease_until,
+            Ok(_) => return Ok(None),
+            // The end of the socket: the executor is gone, and cannot take them away.
+            Err(_) => {
+                spec.cgroup.iter().for_each(Cgroup::remove);
+                return Ok(None);
+            }
+        };
+        let spawned = around.and_then(|around| child::spawn(&spec, &around).map(|lead| (lead, around)));
+        let (lead, around) = match spawned {
             Ok(spawned) => spawned,
             Err((step, errno)) => {
                 say(&FromGuard::SpawnFailed { step, errno });
@@ -178,7 +187,7 @@ impl Guard {
             spec,
             signals,
             timer,
-            _view: view,
+            _around: around,
             began,
             lease_until,
             cause: None,
@@ -310,7 +319,7 @@ impl Guard {
                 Ok(bytes) => match postcard::from_bytes(&bytes) {
                     Ok(ToGuard::Extend(until)) => self.lease_until = self.lease_until.max(until),
                     Ok(ToGuard::End(cause)) => self.ask(cause, clock::boot_ms()),
-                    Ok(ToGuard::Start(_)) | Err(_) => {}
+                    Ok(ToGuard::Start(_) | ToGuard::Forget) | Err(_) => {}
                 },
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(_) => {
@@ -340,11 +349,23 @@ impl Guard {
         end.user_ms = ms(usage.ru_utime);
         end.system_ms = ms(usage.ru_stime);
         end.max_rss_kib = usage.ru_maxrss as u64;
-        let counters = self.spec.cgroup.as_ref().map(Cgroup::counters).unwrap_or_default();
-        end.oom_kills = counters.oom_kills;
-        end.forks_refused = counters.forks_refused;
-        end.peak_kib = counters.peak_kib;
+        if let Some(cgroup) = &self.spec.cgroup {
+            end.peak_kib = cgroup.peak_kib();
+            // Of what went well nobody asks what it ran into.
+            if end.status != Some(0) {
+                (end.oom_kills, end.forks_refused) = (cgroup.oom_kills(), cgroup.forks_refused());
+            }
+        }
         say(&FromGuard::Ended(Box::new(end)));
+    }
+}
+
+/// Says something to the guard at the other end of `control`.
+pub(super) fn tell(control: &OwnedFd, message: &ToGuard) {
+    let bytes = postcard::to_stdvec(message).unwrap_or_default();
+    if let Err(error) = sys::send(control.as_raw_fd(), &bytes) {
+        // A guard that is gone is noticed by the end of its socket.
+        tracing::debug!(%error, "a guard did not take a message");
     }
 }
 

@@ -2,51 +2,26 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
-use dunlin_agent::core::Core;
-use dunlin_agent::event::{Effect, Event, Loaded, Setup};
-use dunlin_agent::exec::message::{Decision, FromExec, PolicyState};
-use dunlin_wire::job::{Delivery, Job, OnDisconnect, Outcome, Report, Shell, Stream};
-use dunlin_wire::message::{Grant, Profile, Role, ToAgent, ToHub, Welcome};
-use dunlin_wire::report::Told;
-use dunlin_wire::{ClaimId, Fence, FleetId};
+mod granted;
 
-const FENCE: Fence = Fence(7);
+use dunlin_agent::core::Core;
+use dunlin_agent::event::{Effect, Event, Loaded};
+use dunlin_agent::exec::message::{Decision, FromExec};
+use dunlin_wire::Fence;
+use dunlin_wire::job::{Outcome, Report, Stream};
+use dunlin_wire::message::{Profile, ToAgent, ToHub, Welcome};
+use dunlin_wire::report::Told;
+use granted::{FENCE, claims, grant, policy, setup};
 
 struct Board(Core);
 
 impl Board {
     /// One whose only slot runs an attempt.
     fn running(profile: Profile) -> Self {
-        let setup = Setup {
-            fleet: FleetId([1; 16]),
-            node: "n".parse().unwrap(),
-            role: Role::Worker,
-            slots: 1,
-            profile,
-            capabilities: vec![],
-            boot_id: [2; 16],
-            kernel_boot: [3; 16],
-            version: "t".into(),
-        };
-        let mut board = Self(Core::new(setup, Loaded::default(), &mut Vec::new()));
-        let policy =
-            PolicyState { digest: [0; 8], jobs: 1, layers: 0, error: None, kinds: vec![], overlay: 0 };
-        board.does(Event::FromExec(FromExec::Policy(policy)), 0);
+        let mut board = Self(Core::new(setup(profile), Loaded::default(), &mut Vec::new()));
+        board.does(policy(), 0);
         let claim = claims(&board.connect(0))[0];
-        let grant = Grant {
-            claim,
-            fence: FENCE,
-            heard: 1,
-            lease_ms: 1_000_000,
-            task: "t1".parse().unwrap(),
-            attempt: 1,
-            job: Job::Shell(Shell { argv: vec!["/x".into()], cwd: None, env: vec![] }),
-            timeout_ms: None,
-            on_disconnect: OnDisconnect::Fence,
-            delivery: Delivery::AtLeastOnce,
-            requires: vec![],
-        };
-        board.hub(ToAgent::Grant(Box::new(grant)), 0);
+        board.hub(grant(claim, vec![]), 0);
         let decision = Decision::Allow { rule: "r".into(), timeout_ms: 1_000 };
         board.does(Event::FromExec(FromExec::Prepared { fence: FENCE, decision }), 0);
         board
@@ -78,17 +53,6 @@ impl Board {
     fn watch(&mut self, stream: Stream, credit: u64, now: u64) -> Vec<Effect> {
         self.hub(ToAgent::Watch { fence: FENCE, stream, credit }, now)
     }
-}
-
-fn claims(out: &[Effect]) -> Vec<ClaimId> {
-    let of = |effect: &Effect| match effect {
-        Effect::Send(frame) => match &frame.message {
-            ToHub::Claim { ids } => Some(ids.clone()),
-            _ => None,
-        },
-        _ => None,
-    };
-    out.iter().filter_map(of).flatten().collect()
 }
 
 fn told(out: &[Effect]) -> Option<Told> {

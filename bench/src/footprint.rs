@@ -4,13 +4,15 @@
 //! idle peers from Debian as far as they are installed; nothing is emulated. A parked agent is a real one, connected and
 //! without work.
 
+use crate::hub::Hub;
+use crate::proc::{Memory, Proc, directory, programs, until};
 use anyhow::{Context, Result, bail, ensure};
 use dunlin_hub::clock::micros;
+use serde_json::json;
 use std::fs;
-use std::io::Write as _;
-use std::net::{TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 /// Largest agent, in bytes.
@@ -25,14 +27,14 @@ const SETTLE: Duration = Duration::from_secs(20);
 const PRUNED: Duration = Duration::from_secs(60);
 /// Tasks that are run to see what one costs.
 const TASKS: u64 = 50;
+/// What must be there.
+const PROGRAMS: [&str; 3] = ["dunlin-hub", "dunlin-agent", "dunlin"];
 /// Daemons to compare with: an idle one of each, as Debian ships it, on loopback; PORT is a free one.
 const PEERS: [(&str, &[&str]); 3] = [
     ("redis-server", &["--port", "PORT", "--bind", "127.0.0.1", "--save", ""]),
     ("mosquitto", &["-p", "PORT"]),
     ("prometheus-node-exporter", &["--web.listen-address=127.0.0.1:PORT"]),
 ];
-/// Only a failure waits so long, in microseconds.
-const BOUND_US: u64 = 120_000_000;
 
 /// What to measure.
 #[derive(Debug)]
@@ -51,66 +53,39 @@ impl Options {
         let mut options = Self { bin: PathBuf::new(), parked: 100, seconds: 60 };
         for pair in args.chunks(2) {
             match pair {
-                ["--bin", dir] => options.bin = std::path::absolute(dir)?,
+                ["--bin", dir] => options.bin = programs(Some(Path::new(dir)), &PROGRAMS)?,
                 ["--parked", n] => options.parked = n.parse().context("--parked")?,
                 ["--seconds", n] => options.seconds = n.parse().context("--seconds")?,
                 _ => bail!("footprint: no such option: {}", pair.join(" ")),
             }
         }
-        let agent = options.bin.join("dunlin-agent");
         ensure!(
-            agent.is_file(),
-            "footprint: --bin must be a directory with the programs; no {}",
-            agent.display()
+            options.bin.is_absolute(),
+            "footprint: --bin is missing: the directory with the shipped programs"
         );
         Ok(options)
     }
 }
 
-/// A process that ends with its owner.
-struct Proc(Child);
-
-impl Drop for Proc {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Memory of one process, in kB.
-#[derive(Debug, Default, Clone, Copy)]
-struct Memory {
-    rss: u64,
-    pss: u64,
-    anon: u64,
-}
-
 impl Memory {
-    fn of(proc: &Proc) -> Result<Self> {
-        let path = format!("/proc/{}/smaps_rollup", proc.0.id());
-        let text = fs::read_to_string(&path).context(path)?;
-        let field = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok()).context(name.to_owned())
-        };
-        Ok(Self { rss: field("Rss:")?, pss: field("Pss:")?, anon: field("Anonymous:")? })
-    }
-
     fn line(self, name: &str) {
-        let Self { rss, pss, anon } = self;
+        let [rss, pss, anon] = [self.rss, self.pss, self.anon].map(|bytes| bytes / 1024);
         println!("{name:<34} {rss:>8} {pss:>8} {anon:>8}");
     }
 }
 
+fn memory(proc: &Proc) -> Result<Memory> {
+    Memory::of(proc.pid()).context("a process ended")
+}
+
 /// A hub, one agent with both roles, and what else is parked, in a temporary directory.
 struct Rig {
-    hub: Proc,
+    hub: Hub,
     exec: Proc,
     uplink: Proc,
     parked: Vec<Proc>,
     dir: tempfile::TempDir,
     bin: PathBuf,
-    http: u16,
 }
 
 /// Measures, and prints.
@@ -127,8 +102,8 @@ pub fn run(options: &Options) -> Result<()> {
     let agent = fs::metadata(options.bin.join("dunlin-agent"))?.len();
     let mut rig = Rig::start(options)?;
     std::thread::sleep(SETTLE);
-    let [exec, uplink] = [Memory::of(&rig.exec)?, Memory::of(&rig.uplink)?];
-    let one = Memory::of(&rig.hub)?;
+    let [exec, uplink] = [memory(&rig.exec)?, memory(&rig.uplink)?];
+    let one = Memory::of(rig.hub.pid()).context("the hub ended")?;
     println!("\nidle, kB                                rss      pss     anon");
     exec.line("agent, executor");
     uplink.line("agent, uplink");
@@ -146,17 +121,18 @@ pub fn run(options: &Options) -> Result<()> {
     rig.tasks()?;
     rig.park(options.parked)?;
     std::thread::sleep(SETTLE);
-    let many = Memory::of(&rig.hub)?;
-    let each = many.pss.saturating_sub(one.pss) as f64 / options.parked.max(1) as f64;
+    let many = Memory::of(rig.hub.pid()).context("the hub ended")?;
+    let each = many.pss.saturating_sub(one.pss) as f64 / 1024.0 / options.parked.max(1) as f64;
     many.line(&format!("hub, {} more agents", options.parked));
     println!("{:<34} {each:>17.1}", "hub, each parked agent");
     let verdict =
         |what: &str, holds: bool| println!("{} {what}", if holds { "holds   " } else { "exceeded" });
     println!();
     verdict(&format!("agent {agent} bytes <= {AGENT_BYTES_MAX}"), agent <= AGENT_BYTES_MAX);
-    verdict(&format!("both roles pss {} kB <= {}", both.pss, AGENT_KB_MAX.0), both.pss <= AGENT_KB_MAX.0);
-    verdict(&format!("both roles anon {} kB <= {}", both.anon, AGENT_KB_MAX.1), both.anon <= AGENT_KB_MAX.1);
-    verdict(&format!("hub pss {} kB <= {}", one.pss, HUB_KB_MAX.0), one.pss <= HUB_KB_MAX.0);
+    let [pss, anon, hub] = [both.pss, both.anon, one.pss].map(|bytes| bytes / 1024);
+    verdict(&format!("both roles pss {pss} kB <= {}", AGENT_KB_MAX.0), pss <= AGENT_KB_MAX.0);
+    verdict(&format!("both roles anon {anon} kB <= {}", AGENT_KB_MAX.1), anon <= AGENT_KB_MAX.1);
+    verdict(&format!("hub pss {hub} kB <= {}", HUB_KB_MAX.0), hub <= HUB_KB_MAX.0);
     verdict(&format!("each parked agent {each:.1} kB <= {}", HUB_KB_MAX.1), each <= HUB_KB_MAX.1 as f64);
     verdict("nothing written by an idle agent", written[0] == 0 && written[1] == 0);
     verdict("nothing written by an idle hub", written[2] == 0);
@@ -165,26 +141,15 @@ pub fn run(options: &Options) -> Result<()> {
 
 impl Rig {
     fn start(options: &Options) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("dunlin-footprint").tempdir_in(std::env::current_dir()?)?;
+        let dir = directory()?;
         let at = dir.path().to_owned();
-        let quic = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
-        let http = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        fs::write(
-            at.join("hub.toml"),
-            format!(
-                "data = {:?}\nquic = \"127.0.0.1:{quic}\"\nhttp = \"127.0.0.1:{http}\"\n\
-                 [api]\nrate_per_s = 10000\nburst = 10000\n",
-                at.join("hub")
-            ),
-        )?;
         let rule = "[[rule]]\nid = \"true\"\nprogram = \"/usr/bin/true\"\n";
         fs::write(at.join("policy.toml"), format!("schema = 1\n{rule}"))?;
         let bin = &options.bin;
         println!("\nms from start to");
         let begun = micros();
-        let hub = spawn(bin, &at, "dunlin-hub", &["serve", "--config", "hub.toml"])?;
-        wait("the hub answers", || std::net::TcpStream::connect(("127.0.0.1", http)).is_ok())?;
-        println!("{:<34} {:>8.1}", "hub listens", (micros() - begun) as f64 / 1000.0);
+        let hub = Hub::start(bin, &at, None, Ipv4Addr::LOCALHOST, "")?;
+        println!("{:<34} {:>8.1}", "hub answers", (micros() - begun) as f64 / 1000.0);
         let begun = micros();
         // SAFETY: asks for a number.
         let me = unsafe { libc::geteuid() }.to_string();
@@ -193,19 +158,19 @@ impl Rig {
         let exec = spawn(bin, &at, "dunlin-agent", &args)?;
         wait("the executor listens", || at.join("exec.sock").exists())?;
         println!("{:<34} {:>8.1}", "executor listens", (micros() - begun) as f64 / 1000.0);
-        enrol(bin, &at, http, "board")?;
+        enrol(bin, &at, &hub, "board")?;
         let begun = micros();
         let uplink = spawn(bin, &at, "dunlin-agent", &["run", "--socket", "exec.sock", "--data", "board"])?;
         wait("the uplink is welcome", || is_welcome(&at.join("board")))?;
         println!("{:<34} {:>8.1}", "uplink welcomed by the hub", (micros() - begun) as f64 / 1000.0);
-        Ok(Self { hub, exec, uplink, parked: Vec::new(), dir, bin: bin.clone(), http })
+        Ok(Self { hub, exec, uplink, parked: Vec::new(), dir, bin: bin.clone() })
     }
 
     fn park(&mut self, count: usize) -> Result<()> {
         let at = self.dir.path();
         for n in 0..count {
             let name = format!("parked-{n}");
-            enrol(&self.bin, at, self.http, &name)?;
+            enrol(&self.bin, at, &self.hub, &name)?;
             let args = ["run", "--with-exec", "--data", &name, "--policy", "policy.toml"];
             self.parked.push(spawn(&self.bin, at, "dunlin-agent", &args)?);
         }
@@ -224,8 +189,8 @@ impl Rig {
     /// The same since they started.
     fn bytes(&self) -> Result<[u64; 3]> {
         let mut all = [0; 3];
-        for (bytes, proc) in all.iter_mut().zip([&self.exec, &self.uplink, &self.hub]) {
-            let text = fs::read_to_string(format!("/proc/{}/io", proc.0.id()))?;
+        for (bytes, pid) in all.iter_mut().zip(self.pids()) {
+            let text = fs::read_to_string(format!("/proc/{pid}/io"))?;
             let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));
             *bytes = line.context("write_bytes")?.parse()?;
         }
@@ -238,7 +203,7 @@ impl Rig {
         let run = |count: u64| -> Result<()> {
             for _ in 0..count {
                 let mut submit = Command::new(self.bin.join("dunlin"));
-                submit.args(["submit", "--wait", "--", "/usr/bin/true"]).envs(self.api());
+                submit.args(["submit", "--wait", "--", "/usr/bin/true"]).envs(self.hub.env());
                 let out = submit.output()?;
                 ensure!(out.status.success(), "a task: {}", String::from_utf8_lossy(&out.stderr));
             }
@@ -251,19 +216,20 @@ impl Rig {
         let each = [0, 1, 2].map(|n| (after[n] - before[n]) / TASKS);
         println!("bytes written per task: executor {}, uplink {}, hub {}", each[0], each[1], each[2]);
         let mut syncs = Vec::new();
-        for (name, proc) in [("executor", &self.exec), ("uplink", &self.uplink), ("hub", &self.hub)] {
+        for (name, pid) in ["executor", "uplink", "hub"].into_iter().zip(self.pids()) {
             let log = at.join(format!("{name}.strace"));
             let mut strace = Command::new("strace");
-            strace.args(["-f", "-e", "trace=fsync,fdatasync,msync", "-p", &proc.0.id().to_string(), "-o"]);
-            strace.arg(&log).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-            let Ok(mut child) = strace.spawn() else {
+            strace.args(["-f", "-e", "trace=fsync,fdatasync,msync", "-p", &pid.to_string(), "-o"]);
+            strace.arg(&log);
+            let said = at.join(format!("{name}.strace.log"));
+            let Ok(strace) = Proc::spawn(&mut strace, &said) else {
                 println!("waits for the disk per task: not counted, strace is not installed");
                 return Ok(());
             };
-            // It says so when it is attached.
-            let mut said = std::io::BufReader::new(child.stderr.take().context("stderr")?);
-            std::io::BufRead::read_line(&mut said, &mut String::new())?;
-            syncs.push((name, log, Proc(child)));
+            wait("strace is attached", || {
+                fs::read_to_string(&said).is_ok_and(|text| text.contains("attached"))
+            })?;
+            syncs.push((name, log, strace));
         }
         run(TASKS)?;
         let counted = syncs.into_iter().map(|(name, log, strace)| {
@@ -275,8 +241,8 @@ impl Rig {
         Ok(())
     }
 
-    fn api(&self) -> [(String, String); 2] {
-        api(self.dir.path(), self.http)
+    fn pids(&self) -> [u32; 3] {
+        [self.exec.pid(), self.uplink.pid(), self.hub.pid()]
     }
 }
 
@@ -286,46 +252,25 @@ fn peers(at: &Path) -> Result<()> {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let args: Vec<String> = args.iter().map(|arg| arg.replace("PORT", &port.to_string())).collect();
         let mut command = Command::new(name);
-        command.args(&args).current_dir(at).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let Ok(child) = command.spawn() else {
+        command.args(&args).current_dir(at);
+        let Ok(peer) = Proc::spawn(&mut command, &at.join(format!("{name}.log"))) else {
             println!("{name:<34} not installed");
             continue;
         };
-        let peer = Proc(child);
         wait(name, || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok())?;
         std::thread::sleep(Duration::from_secs(5));
-        Memory::of(&peer)?.line(name);
+        memory(&peer)?.line(name);
     }
     Ok(())
 }
 
-/// Where the API is, and its token.
-fn api(at: &Path, http: u16) -> [(String, String); 2] {
-    let token = at.join("hub/owner.token").display().to_string();
-    [("DUNLIN_HUB".into(), format!("http://127.0.0.1:{http}")), ("DUNLIN_TOKEN_FILE".into(), token)]
-}
-
 fn spawn(bin: &Path, at: &Path, name: &str, args: &[&str]) -> Result<Proc> {
-    let log = fs::File::options().create(true).append(true).open(at.join(format!("{name}.log")))?;
-    let mut command = Command::new(bin.join(name));
-    command.args(args).current_dir(at).env_clear();
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-    Ok(Proc(command.spawn().with_context(|| name.to_owned())?))
+    Proc::spawn(Command::new(bin.join(name)).args(args).current_dir(at), &at.join(format!("{name}.log")))
 }
 
-fn enrol(bin: &Path, at: &Path, http: u16, name: &str) -> Result<()> {
-    let invite =
-        Command::new(bin.join("dunlin")).args(["node", "invite", name]).envs(api(at, http)).output()?;
-    ensure!(invite.status.success(), "invite: {}", String::from_utf8_lossy(&invite.stderr));
-    let mut join = Command::new(bin.join("dunlin-agent"))
-        .args(["join", "-", "--data", name])
-        .current_dir(at)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()?;
-    join.stdin.take().context("stdin")?.write_all(&invite.stdout)?;
-    ensure!(join.wait()?.success(), "join of {name} failed");
-    Ok(())
+fn enrol(bin: &Path, at: &Path, hub: &Hub, name: &str) -> Result<()> {
+    let ticket = hub.api().invite(&json!({"name": name}))?;
+    spawn(bin, at, "dunlin-agent", &["join", &ticket, "--data", name])?.succeed("dunlin-agent join")
 }
 
 fn is_welcome(data: &Path) -> bool {
@@ -334,10 +279,5 @@ fn is_welcome(data: &Path) -> bool {
 }
 
 fn wait(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
-    let begun = micros();
-    while !done() {
-        ensure!(micros() - begun < BOUND_US, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
+    until(what, Duration::from_millis(1), || Ok(done().then_some(())))
 }

@@ -1,12 +1,13 @@
-//! Against a driver's library that does what a file says (`tests/fake.c`). Without a C compiler these tests say so and
+//! Against a driver's library that does what a file says (`tests/fake/fake.c`). Without a C compiler these tests say so and
 //! check nothing.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
+#[path = "../tests/fake/mod.rs"]
+mod fake;
+
 use super::eyes::{Eyes, Gone};
 use dunlin_wire::nvml::{Gpu, Look, metric};
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 const TICK: Duration = Duration::from_secs(2);
@@ -42,20 +43,11 @@ impl Fake {
     /// `None` without a C compiler.
     fn new(control: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name).display().to_string();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake.c");
-        let built = Command::new("cc")
-            .args(["-shared", "-fPIC", "-w", "-o", &path("fake.so")])
-            .args([format!("-DCONTROL=\"{}\"", path("control")), format!("-DCALLS=\"{}\"", path("calls"))])
-            .arg(source)
-            .status();
-        let Ok(status) = built else {
-            println!("skipped: there is no `cc` to build the fake library with");
+        if !fake::build(dir.path()) {
             return None;
-        };
-        assert!(status.success(), "the fake library does not build");
+        }
         let mut eyes = Eyes::default();
-        eyes.lib = Some(path("fake.so").into());
+        eyes.lib = Some(dir.path().join("fake.so").into());
         eyes.root = dir.path().to_owned();
         let fake = Self { dir, eyes };
         fake.say(control);

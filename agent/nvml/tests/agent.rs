@@ -3,9 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
+mod fake;
+
 use dunlin_agent::telemetry::{Nvml, Programs, Sysroot};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::Duration;
 
 type Look<'a> = Result<&'a [dunlin_wire::nvml::Gpu], &'a str>;
@@ -14,16 +15,9 @@ type Look<'a> = Result<&'a [dunlin_wire::nvml::Gpu], &'a str>;
 fn the_agent_hears_what_the_library_says_until_that_fails() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake.c");
-    let built = Command::new("cc")
-        .args(["-shared", "-fPIC", "-w", "-o", &path("fake.so")])
-        .args([format!("-DCONTROL=\"{}\"", path("control")), format!("-DCALLS=\"{}\"", path("calls"))])
-        .arg(source)
-        .status();
-    let Ok(status) = built else {
-        return println!("skipped: there is no `cc` to build the fake library with");
-    };
-    assert!(status.success(), "the fake library does not build");
+    if !fake::build(dir.path()) {
+        return;
+    }
     let control = |text: &str| std::fs::write(dir.path().join("control"), text).unwrap();
     control("gpus 2\nbusy 73\nused 5\n");
     let args = ["--every-ms", "20", "--lib", &path("fake.so"), "--sysroot", dir.path().to_str().unwrap()];

@@ -1,11 +1,13 @@
 //! Dunlin itself: the real hub as a process, and for workers either real agents that run `true`, or bare ones in this
 //! process that speak the protocol and start nothing, so that a queue is measured beside queues.
 
-use super::Said;
-use super::peers::{JOB, Submitter, System, Wire, exactly, line, put, wire};
-use super::site::{BOUND, Proc, Side, Site, until};
+use crate::api::{Api, Events};
+use crate::hub::Hub;
 use crate::line::Line;
-use anyhow::{Context, Result, bail, ensure};
+use crate::peers::{JOB, Said, Submitter, System};
+use crate::proc::programs;
+use crate::site::{BOUND, Proc, Side, Site, until};
+use anyhow::{Context, Result, bail};
 use dunlin_agent::link::client_tls;
 use dunlin_hub::clock::micros;
 use dunlin_wire::datagram::{FromAgent, FromHub};
@@ -15,7 +17,7 @@ use dunlin_wire::ticket::Ticket;
 use dunlin_wire::window::FlooredConfig;
 use dunlin_wire::{ClaimId, Fence, version};
 use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, TransportConfig};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::HashSet;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -30,55 +32,33 @@ const BEAT: Duration = Duration::from_secs(5);
 /// The hub and its agents.
 pub(super) struct Dunlin {
     agents: Vec<Proc>,
-    _hub: Proc,
+    hub: Hub,
     site: Site,
     bin: PathBuf,
     real: bool,
-    quic: u16,
-    http: u16,
-    token: String,
 }
 
 impl Dunlin {
     /// Starts the hub; with `real` its workers will be real agents.
-    pub(super) fn start(bin: &Path, site: Site, real: bool) -> Result<Self> {
-        let (quic, http) = (site.port(Side::Hub)?, site.port(Side::Hub)?);
-        let config = format!(
-            "quic = \"0.0.0.0:{quic}\"\nhttp = \"127.0.0.1:{http}\"\nadvertise = [\"{}:{quic}\"]\n[api]\n\
-             rate_per_s = 1000000\nburst = 1000000\n",
-            site.addr(Side::Hub)
-        );
-        site.write("hub.toml", &config)?;
+    pub(super) fn start(bin: Option<&Path>, site: Site, real: bool) -> Result<Self> {
+        let bin = programs(bin, &["dunlin-hub", "dunlin-agent"])?;
         let policy = "schema = 1\ndefault = \"deny\"\n[[rule]]\nid = \"true\"\nprogram = \"/bin/true\"\n\
                       args = [{ re = '.*' }]\n";
         site.write("policy.toml", policy)?;
         site.write("agent.toml", "telemetry = false\n")?;
-        let mut command = Command::new(bin.join("dunlin-hub"));
-        command.args(["serve", "--config", "hub.toml", "--data", "hub"]);
-        let hub = site.start(Side::Hub, &mut command)?;
-        site.wait_port(Side::Hub, http)?;
-        let token = std::fs::read_to_string(site.file("hub/owner.token"))?.trim().to_owned();
-        Ok(Self { agents: Vec::new(), _hub: hub, site, bin: bin.to_owned(), real, quic, http, token })
-    }
-
-    /// A connection to the API.
-    pub(super) fn api(&self) -> Result<Api> {
-        let addr = SocketAddr::from(([127, 0, 0, 1], self.http));
-        Ok(Api { wire: wire(self.site.connect(Side::Hub, addr)?), token: self.token.clone() })
+        let (at, host) = (site.side(Side::Hub).cloned(), site.addr(Side::Hub));
+        let hub = Hub::start(&bin, site.dir(), at, host, "").map_err(|error| site.explain(error))?;
+        Ok(Self { agents: Vec::new(), hub, site, bin, real })
     }
 
     fn ticket(&self, name: &str) -> Result<String> {
-        let answer = self.api()?.call("POST", "/v1/invites", &json!({"name": name}).to_string())?;
-        let answer: Value = serde_json::from_slice(&answer)?;
-        Ok(answer["ticket"].as_str().with_context(|| answer.to_string())?.to_owned())
+        self.hub.api().invite(&json!({"name": name}))
     }
 
     fn agent(&mut self, name: &str) -> Result<()> {
         let (ticket, program) = (self.ticket(name)?, self.bin.join("dunlin-agent"));
         let args = ["join", &ticket, "--data", name, "--config", "agent.toml"];
-        let mut joining = self.site.start(Side::Board, Command::new(&program).args(args))?;
-        let joined = joining.0.wait()?;
-        ensure!(joined.success(), "dunlin-agent join: {joined}");
+        self.site.start(Side::Board, Command::new(&program).args(args))?.succeed("dunlin-agent join")?;
         let args =
             ["run", "--with-exec", "--data", name, "--config", "agent.toml", "--policy", "policy.toml"];
         self.agents.push(self.site.start(Side::Board, Command::new(&program).args(args))?);
@@ -86,12 +66,12 @@ impl Dunlin {
     }
 
     fn wait_ready(&self, count: usize) -> Result<()> {
-        let mut api = self.api()?;
-        until("every node is healthy", 20, || {
-            let nodes: Value = serde_json::from_slice(&api.call("GET", "/v1/nodes", "").ok()?).ok()?;
-            let list = nodes.as_array().or_else(|| nodes["nodes"].as_array())?;
-            let ready = |node: &&Value| node["health"] == "healthy" && node["connected"] == true;
-            (list.iter().filter(ready).count() >= count).then_some(())
+        let mut api = self.hub.api();
+        until("every node is healthy", Duration::from_millis(20), || {
+            let nodes = api.must("GET", "/v1/nodes", None)?;
+            let list = nodes["nodes"].as_array().context("no nodes")?.iter();
+            let ready = list.filter(|node| node["health"] == "healthy" && node["connected"] == true);
+            Ok((ready.count() >= count).then_some(()))
         })
         .map_err(|error| self.site.explain(error))
     }
@@ -104,8 +84,7 @@ impl Dunlin {
             let key = dunlin_agent::files::Files::at(&self.site.file(&format!("bare-{n}"))).key()?;
             let addr = self.site.addr(Side::Board);
             let socket = self.site.at(Side::Board, || Ok(UdpSocket::bind((addr, 0))?))?;
-            let hub = SocketAddr::new(self.site.addr(Side::Hub), self.quic);
-            places.push((ticket, key, socket, hub));
+            places.push((ticket, key, socket, self.hub.quic()));
         }
         let tell = tell.clone();
         let (ready, are_ready) = channel();
@@ -159,7 +138,7 @@ impl System for Dunlin {
     }
 
     fn counted(&self) -> Result<Option<String>> {
-        let text = self.api()?.call("GET", "/metrics", "")?;
+        let text = self.hub.api().bytes("/metrics")?.context("no /metrics")?;
         let text = String::from_utf8_lossy(&text);
         let value = |name: String| -> Result<f64> {
             let found = text.lines().find_map(|line| line.strip_prefix(&name)?.strip_prefix(' '));
@@ -174,9 +153,8 @@ impl System for Dunlin {
     }
 
     fn submitter(&mut self, results: bool) -> Result<Box<dyn Submitter>> {
-        let api = self.api()?;
-        let events = if results { Some(self.api()?.events()?) } else { None };
-        Ok(Box::new(Client { api, events }))
+        let events = if results { Some(self.hub.api().events(None)?) } else { None };
+        Ok(Box::new(Client { api: self.hub.api(), events }))
     }
 
     fn workers(&mut self, count: usize, tell: &Sender<Said>) -> Result<()> {
@@ -187,16 +165,17 @@ impl System for Dunlin {
             self.agent(&format!("agent-{n}"))?;
         }
         self.wait_ready(count)?;
-        let mut events = self.api()?.events()?;
+        let events = self.hub.api().events(None)?;
         let tell = tell.clone();
         std::thread::spawn(move || -> Result<()> {
-            loop {
-                match events.next()?.as_str() {
-                    "task.running" => tell.send(Said::Claimed(micros()))?,
-                    "task.done" => tell.send(Said::Settled)?,
+            for event in events {
+                match event["kind"].as_str() {
+                    Some("task.running") => tell.send(Said::Claimed(micros()))?,
+                    Some("task.done") => tell.send(Said::Settled)?,
                     _ => {}
                 }
             }
+            Ok(())
         });
         Ok(())
     }
@@ -210,79 +189,18 @@ struct Client {
 impl Submitter for Client {
     fn submit(&mut self) -> Result<()> {
         let text = String::from_utf8_lossy(&JOB[..60]).into_owned();
-        let body = json!({"payload": {"argv": ["/bin/true", text]}, "maxAttempts": 1}).to_string();
-        self.api.call("POST", "/v1/tasks", &body).map(drop)
+        let body = json!({"payload": {"argv": ["/bin/true", text]}, "maxAttempts": 1});
+        self.api.must("POST", "/v1/tasks", Some(&body)).map(drop)
     }
 
     fn result(&mut self) -> Result<()> {
         let events = self.events.as_mut().context("a submitter without results")?;
         loop {
-            match events.next()?.as_str() {
-                "task.done" => return Ok(()),
-                "task.failed" => bail!("a task failed"),
+            let event = events.next().context("the hub's events ended")?;
+            match event["kind"].as_str() {
+                Some("task.done") => return Ok(()),
+                Some("task.failed") => bail!("a task failed: {event}"),
                 _ => {}
-            }
-        }
-    }
-}
-
-/// A kept connection to the API.
-pub(super) struct Api {
-    wire: Wire,
-    token: String,
-}
-
-impl Api {
-    /// One call; the answer's body.
-    pub(super) fn call(&mut self, method: &str, path: &str, body: &str) -> Result<Vec<u8>> {
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
-             content-length: {}\r\n\r\n{body}",
-            self.token,
-            body.len()
-        );
-        put(&mut self.wire, head.as_bytes())?;
-        let status = line(&mut self.wire)?;
-        let mut length = 0;
-        loop {
-            let head = line(&mut self.wire)?;
-            if head.is_empty() {
-                break;
-            }
-            if let Some(text) = head.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = text.trim().parse()?;
-            }
-        }
-        let answer = exactly(&mut self.wire, length)?;
-        let good = status.split(' ').nth(1).is_some_and(|code| code.starts_with('2'));
-        ensure!(good, "{method} {path}: {status} {}", String::from_utf8_lossy(&answer));
-        Ok(answer)
-    }
-
-    /// Listens to events from now on.
-    fn events(mut self) -> Result<Events> {
-        let head = format!(
-            "GET /v1/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\naccept: text/event-stream\r\n\r\n",
-            self.token
-        );
-        put(&mut self.wire, head.as_bytes())?;
-        let status = line(&mut self.wire)?;
-        ensure!(status.contains(" 200 "), "/v1/events: {status}");
-        while !line(&mut self.wire)?.is_empty() {}
-        Ok(Events(self.wire))
-    }
-}
-
-/// The hub's events.
-struct Events(Wire);
-
-impl Events {
-    /// The kind of the next one.
-    fn next(&mut self) -> Result<String> {
-        loop {
-            // Between them are ids, data and the lengths of chunks.
-            if let Some(kind) = line(&mut self.0)?.strip_prefix("event: ") {
-                return Ok(kind.to_owned());
             }
         }
     }

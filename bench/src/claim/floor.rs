@@ -1,7 +1,7 @@
 //! The floor: what no durable queue over QUIC can be faster than. One LMDB commit, half a round trip of bare quinn on the
 //! same link, one fork, exec and wait of `true`.
 
-use super::site::{BOUND, Side, Site};
+use crate::site::{BOUND, Side, Site};
 use anyhow::{Context, Result};
 use dunlin_hub::clock::micros;
 use dunlin_hub::link;

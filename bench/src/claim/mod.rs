@@ -7,41 +7,32 @@
 
 mod dunlin;
 mod floor;
-mod peers;
-mod site;
+mod known;
 mod throughput;
 
+use crate::peers::{Said, Submitter, System, find};
 use crate::record::{Goal, Record, Series};
+use crate::site::{BOUND, Site, version};
 use crate::stats::Sample;
 use crate::wan::Link;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use dunlin_hub::clock::micros;
 use floor::Floor;
-use peers::{BEFORE, KNOWN, Known, Submitter, System};
-use site::{BOUND, Site, version};
+use known::{BEFORE, KNOWN, Known};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 /// How it is called.
 pub const USAGE: &str = "dunlin-bench claim [--profile loop|lan|lte|sat|bad] [--peers NAME,...|all|none] [--rounds N]
-         [--json FILE] [--bin DIR]        --bin has dunlin-hub and dunlin-agent; peers: redis, rabbitmq, beanstalkd,
-         [--before DIR]                   mosquitto, ssh; --before has another dunlin-hub, to see what a change does
+         [--json FILE] [--bin DIR]        --bin has dunlin-hub and dunlin-agent; peers: redis, rabbitmq, nats, postgres,
+         [--before DIR]                   beanstalkd, mosquitto, ssh; --before has another dunlin-hub, to see what a change does
          [--throughput [--workers 1,64]]  durable jobs a second instead, each kind of worker so many at once";
 
 /// Longer links are measured for all systems at once.
 const TURNS_RTT_MAX: Duration = Duration::from_millis(100);
 /// A file in the repository is not larger, in bytes.
 const FILE_MAX: usize = 200_000;
-
-/// What a worker tells.
-#[derive(Debug, Clone, Copy)]
-enum Said {
-    /// It has a job, since this microsecond.
-    Claimed(u64),
-    /// The job's result is kept.
-    Settled,
-}
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -50,7 +41,7 @@ pub struct Options {
     peers: Vec<String>,
     rounds: usize,
     json: Option<PathBuf>,
-    bin: PathBuf,
+    bin: Option<PathBuf>,
     before: Option<PathBuf>,
     throughput: bool,
     workers: Vec<usize>,
@@ -62,13 +53,12 @@ impl Options {
     /// # Errors
     /// What is wrong with them.
     pub fn parse(args: &[&str]) -> Result<Self, String> {
-        let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_owned()));
         let mut options = Self {
             profile: "loop".into(),
             peers: Vec::new(),
             rounds: 0,
             json: None,
-            bin: beside.unwrap_or_default(),
+            bin: None,
             before: None,
             throughput: false,
             workers: vec![1, 64],
@@ -90,8 +80,8 @@ impl Options {
                 "--peers" => options.peers = peers_of(value).ok_or_else(bad)?,
                 "--rounds" => options.rounds = number(value)?,
                 "--json" => options.json = Some(value.into()),
-                "--bin" => options.bin = std::path::absolute(value).map_err(|_| bad())?,
-                "--before" => options.before = Some(std::path::absolute(value).map_err(|_| bad())?),
+                "--bin" => options.bin = Some(value.into()),
+                "--before" => options.before = Some(value.into()),
                 "--workers" => options.workers = value.split(',').map(number).collect::<Result<_, _>>()?,
                 _ => return Err(format!("`{arg}` is not known")),
             }
@@ -108,14 +98,6 @@ impl Options {
 
     /// The systems to measure, Dunlin first. What is not installed is named on stderr and left out.
     fn systems(&self, record: &mut Record) -> Result<Vec<&'static Known>> {
-        for name in ["dunlin-hub", "dunlin-agent"] {
-            ensure!(
-                self.bin.join(name).is_file(),
-                "no {name} in {}; build it with `cargo build --release -p dunlin-hub -p dunlin-agent`, or say where \
-                 it is with --bin DIR",
-                self.bin.display()
-            );
-        }
         let mut found = Vec::new();
         for known in &KNOWN {
             let Some(program) = known.program else {
@@ -127,7 +109,7 @@ impl Options {
             if !self.peers.iter().any(|name| name == known.name) {
                 continue;
             }
-            if peers::find(program).is_none() {
+            if find(program).is_none() {
                 eprintln!("claim: no {program}; `apt-get install {}` has it", known.package);
                 record.notes.push(format!("{} was not installed", known.name));
                 continue;
@@ -286,7 +268,7 @@ fn report(options: &Options, all: &[Measured], floors: &[floor::Round], record: 
     for at in [50, 90, 99] {
         record.ratio(claim, ["dunlin", BEFORE], at, Goal::None);
     }
-    for peer in ["redis", "rabbitmq", "beanstalkd", "mosquitto"] {
+    for peer in ["redis", "rabbitmq", "nats", "postgres", "beanstalkd", "mosquitto"] {
         record.ratio(claim, ["dunlin", peer], 50, Goal::None);
         // Promised beside the durable ones whose link has TLS.
         let promised = profile == "bad" && matches!(peer, "redis" | "rabbitmq");

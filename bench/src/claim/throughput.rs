@@ -2,10 +2,11 @@
 //! submitters as workers, each waiting for its own answer; at most two jobs a worker are under way, so nothing is
 //! measured but a queue that moves. Rounds of all systems take turns.
 
-use super::peers::{BEFORE, Known, System};
-use super::site::BOUND;
-use super::{Options, Said};
+use super::Options;
+use super::known::{BEFORE, Known};
+use crate::peers::{Said, System};
 use crate::record::{Goal, Record, Series};
+use crate::site::BOUND;
 use anyhow::{Context, Result};
 use dunlin_hub::clock::micros;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -139,10 +140,10 @@ pub(super) fn measure(options: &Options, systems: &[&'static Known], record: &mu
             let series = Series::new([&name, one.known.name, &options.profile, "jobs/s"], one.rates);
             record.series.push(series.with(one.system.durable(), &one.system.settings()));
         }
-        for (peer, promised) in [("redis", 64), ("rabbitmq", 1), ("beanstalkd", 0), (BEFORE, 0)] {
-            let goal = match (peer, workers == promised) {
-                ("redis", true) => Goal::Least(2.0),
-                ("rabbitmq", true) => Goal::Least(1.5),
+        for peer in ["redis", "rabbitmq", "nats", "postgres", "beanstalkd", BEFORE] {
+            let goal = match (peer, workers) {
+                ("redis", 64) => Goal::Least(2.0),
+                ("rabbitmq", 1) => Goal::Least(1.5),
                 _ => Goal::None,
             };
             record.ratio((&name, &options.profile), ["dunlin", peer], 50, goal);

@@ -4,7 +4,8 @@
 use super::board::{Note, Seat};
 use super::tally::{Seen, lock};
 use super::{Run, SHARDS, SUBMITTERS, Verdict, name, spawn};
-use crate::hub::{Api, cpu_us, memory};
+use crate::api::Api;
+use crate::proc::{Memory, cpu_us};
 use crate::record::Ratio;
 use crate::stats;
 use anyhow::{Context, Result, ensure};
@@ -37,7 +38,7 @@ pub(super) fn connect(
     let agents = seats.len() as f64;
     // Before anybody is connected; enrolment has been over for as long as its connections take to be forgotten.
     std::thread::sleep(Duration::from_secs(1));
-    let before = memory(pid).context("the hub's memory")?;
+    let before = Memory::of(pid).context("the hub's memory")?;
     let cpu = cpu_us(pid).unwrap_or(0);
     let mut shards: Vec<Vec<Seat>> = (0..SHARDS).map(|_| Vec::new()).collect();
     for seat in seats {
@@ -55,11 +56,11 @@ pub(super) fn connect(
     connections(run, "connect storm");
     // Statistics and acknowledgements of the handshakes are over.
     std::thread::sleep(Duration::from_secs(3));
-    let after = memory(pid).context("the hub's memory")?;
-    for (at, what) in ["RSS", "PSS"].into_iter().enumerate() {
-        let each = after[at].saturating_sub(before[at]) as f64 / agents;
+    let after = Memory::of(pid).context("the hub's memory")?;
+    for (what, before, after) in [("RSS", before.rss, after.rss), ("PSS", before.pss, after.pss)] {
+        let each = after.saturating_sub(before) as f64 / agents;
         run.series(&format!("hub {what} per connected agent"), "bytes", vec![each.round()]);
-        run.series(&format!("hub {what} with all of them"), "bytes", vec![after[at] as f64]);
+        run.series(&format!("hub {what} with all of them"), "bytes", vec![after as f64]);
     }
     Ok(threads)
 }
@@ -108,9 +109,9 @@ pub(super) fn heartbeats(run: &mut Run<'_>) -> Result<()> {
             let (now, total) = (micros(), cpu_us(pid).unwrap_or(0));
             cpu.push((total.saturating_sub(used)) as f64 * 100.0 / (now - looked) as f64);
             (looked, used) = (now, total);
-            let [r, p] = memory(pid).unwrap_or_default();
-            rss.push(r as f64);
-            pss.push(p as f64);
+            let memory = Memory::of(pid).context("the hub's memory")?;
+            rss.push(memory.rss as f64);
+            pss.push(memory.pss as f64);
         }
     }
     let minutes = (micros() - began) as f64 / 60e6;

@@ -1,7 +1,7 @@
 //! What all simulated agents saw, added up; and what the hub's event stream says of them meanwhile.
 
 use super::board::{Note, What};
-use crate::hub::Api;
+use crate::api::Api;
 use anyhow::{Result, bail};
 use dunlin_hub::clock::micros;
 use dunlin_wire::TaskId;
@@ -147,7 +147,8 @@ pub(super) fn listen(mut api: Api) -> Arc<Mutex<Seen>> {
     std::thread::spawn(move || {
         let mut last = 0;
         loop {
-            let next = api.events(last, |event| {
+            for event in api.events(Some(last)).into_iter().flatten() {
+                last = event["id"].as_u64().unwrap_or(last);
                 let kind = event["kind"].as_str().unwrap_or_default();
                 let node = event["nodeId"].as_str().unwrap_or_default();
                 let mut seen = lock(&ours);
@@ -159,9 +160,7 @@ pub(super) fn listen(mut api: Api) -> Arc<Mutex<Seen>> {
                 if kind == "node.down" {
                     seen.down.push(node.to_owned());
                 }
-                true
-            });
-            last = next.unwrap_or(last);
+            }
             std::thread::sleep(Duration::from_millis(50));
         }
     });

@@ -1,8 +1,8 @@
 //! An agent without a store or jobs, in this process: it connects, claims, and reports what it is granted as done.
 
-use super::rig::{HUB, Rig, inside};
+use super::rig::Rig;
 use crate::line::Line;
-use crate::wan::Wan;
+use crate::wan::{Wan, inside};
 use anyhow::{Context, Result, bail, ensure};
 use dunlin_agent::link::{Tickets, client_tls};
 use dunlin_hub::clock::micros;
@@ -10,9 +10,10 @@ use dunlin_wire::job::{Outcome, Report};
 use dunlin_wire::message::{
     Grant, Hello, Join, Joined, Profile, Role, ToAgent, ToHub, Unfinished, Upload, Verdict,
 };
+use dunlin_wire::ticket::Ticket;
 use dunlin_wire::{ClaimId, version};
 use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig};
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -54,14 +55,14 @@ pub(super) struct Bare {
 impl Bare {
     /// Enrols it. After this it has tickets to resume with.
     pub(super) fn enrol(rig: &mut Rig) -> Result<Self> {
-        let ticket = rig.ticket(BARE, Profile::Wan.as_str())?;
+        let ticket = Ticket::parse(&rig.ticket(BARE, Profile::Wan.as_str())?)?;
         let dir = tempfile::tempdir()?;
         let key = dunlin_agent::files::Files::at(dir.path()).key()?;
         let tls = tls(&key, ticket.hub)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let joined = runtime.block_on(async {
             let endpoint = endpoint(&rig.wan)?;
-            let connecting = endpoint.connect_with(tls.clone(), HUB, version::SERVER_NAME)?;
+            let connecting = endpoint.connect_with(tls.clone(), rig.quic(), version::SERVER_NAME)?;
             let connection = timeout(BOUND, connecting).await??;
             let mut line = Line::open(&connection).await?;
             let (invite, secret) = (ticket.invite, ticket.secret);
@@ -75,7 +76,7 @@ impl Bare {
     }
 
     /// Connects while a task waits for it, takes it, and leaves when its result is settled.
-    pub(super) fn connect(&mut self, wan: &Wan, mode: Mode) -> Result<Took> {
+    pub(super) fn connect(&mut self, wan: &Wan, hub: SocketAddr, mode: Mode) -> Result<Took> {
         let tls = if mode == Mode::Full { tls(&self.key, self.hub)? } else { self.tls.clone() };
         // Taken apart, so that the rest can be changed while the runtime runs.
         let (connections, claims) = (&mut self.connections, &mut self.claims);
@@ -85,7 +86,7 @@ impl Bare {
         self.runtime.block_on(async {
             let endpoint = endpoint(wan)?;
             let began = micros();
-            let connecting = endpoint.connect_with(tls, HUB, version::SERVER_NAME)?;
+            let connecting = endpoint.connect_with(tls, hub, version::SERVER_NAME)?;
             let (connection, mut early) = if mode == Mode::Early {
                 let both = connecting.into_0rtt();
                 let (connection, early) = both.map_err(|_| anyhow::anyhow!("no ticket for early data"))?;
@@ -185,7 +186,7 @@ fn tls(key: &[u8], hub: dunlin_wire::Key) -> Result<ClientConfig> {
 
 /// A new socket for each connection, as the real agent has it.
 fn endpoint(wan: &Wan) -> Result<Endpoint> {
-    let socket = inside(&wan.board, || Ok(UdpSocket::bind((Wan::BOARD, 0))?))?;
+    let socket = inside(Some(&wan.board), || Ok(UdpSocket::bind((Wan::BOARD, 0))?))?;
     let runtime = quinn::default_runtime().context("no tokio runtime")?;
     Ok(Endpoint::new(EndpointConfig::default(), None, socket, runtime)?)
 }

@@ -4,6 +4,7 @@
 use super::report::{Report, Unit};
 use super::rig::Rig;
 use super::{Options, tcp};
+use crate::record::Goal;
 use crate::stats::Sample;
 use anyhow::{Context, Result};
 use dunlin_hub::clock::micros;
@@ -56,8 +57,8 @@ pub(super) fn run(options: &Options, rig: &mut Rig) -> Result<Report> {
     let rtt = link.rtt.as_micros() as u64;
     for (seconds, [job, line]) in options.cuts.iter().zip(samples) {
         let tcp = format!("TCP + TLS 1.3 line, {seconds} s cut");
-        report.row(&format!("job, {seconds} s cut"), job, Some(rtt), Some(&tcp));
-        report.row(&tcp, line, Some(rtt), None);
+        report.row(&format!("job, {seconds} s cut"), job, Some(rtt), &[(&tcp, Goal::None)]);
+        report.row(&tcp, line, Some(rtt), &[]);
     }
     report.note(format!("profile {}; the job's own start is in its figure", options.profile.as_str()));
     Ok(report)

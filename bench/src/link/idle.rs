@@ -1,30 +1,43 @@
-//! IP bytes of an agent that has nothing to do, both ways, from a while after it connected; a line per minute.
+//! IP bytes of an agent that has nothing to do, both ways, from a while after it connected; a line per minute. Beside it, at
+//! the same time on a link of its own, an MQTT client that waits for jobs.
 
 use super::Options;
 use super::report::{Report, Unit};
 use super::rig::Rig;
+use super::{mqtt, passed};
+use crate::peers::mosquitto::KEEP_ALIVE_S;
+use crate::record::Goal;
 use crate::stats::Sample;
 use anyhow::Result;
 use dunlin_hub::clock::micros;
+use dunlin_wire::message::Profile;
 use std::time::Duration;
 
 /// Path discovery and what follows a connection is over by then.
 const SETTLE: Duration = Duration::from_secs(15);
 
+/// The idle client that it stands beside, in rows.
+const PEER: &str = "mosquitto, an hour";
+
 /// Watches for as long as was asked for.
 pub(super) fn run(options: &Options, rig: &mut Rig) -> Result<Report> {
-    let (name, _) = options.link();
+    let (name, link) = options.link();
     let nat = options.nat.map_or("no NAT".into(), |nat| format!("a NAT of {} s", nat.as_secs()));
     let profile = options.profile.as_str();
     let telemetry = if options.telemetry { "on" } else { "off" };
     let what = format!("an idle agent ({profile}, telemetry {telemetry}) on {name}, {nat}: IP bytes");
     let mut report = Report::new(what, Unit::Bytes);
-    let start = rig.passed();
+    let start = passed(&rig.wan);
+    let broker = mqtt::start(link)?;
+    if let Some(broker) = &broker {
+        broker.wait()?;
+    }
     rig.enrol(profile)?;
     rig.start_agent()?;
     rig.wait_agent()?;
     std::thread::sleep(SETTLE);
-    let (first, began) = (rig.passed(), micros());
+    let (first, began) = (passed(&rig.wan), micros());
+    let theirs = broker.as_ref().map(mqtt::bytes).transpose()?;
     let (classes, cpu_us) = (rig.classes()?, rig.agent_cpu_us()?);
     let mut minutes = Sample::new();
     let mut left = options.seconds;
@@ -33,7 +46,7 @@ pub(super) fn run(options: &Options, rig: &mut Rig) -> Result<Report> {
         let step = left.min(60);
         left -= step;
         std::thread::sleep(Duration::from_secs(step));
-        let now = rig.passed();
+        let now = passed(&rig.wan);
         let [packets, up, down] = [0, 1, 2].map(|i| now[i] - before[i]);
         eprintln!("idle: {step} s: {packets} packets, {up} bytes from the board, {down} from the hub");
         if step == 60 {
@@ -42,19 +55,16 @@ pub(super) fn run(options: &Options, rig: &mut Rig) -> Result<Report> {
         before = now;
     }
     let hours = (micros() - began) as f64 / 3.6e9;
-    let per_hour = [0, 1, 2].map(|i| ((before[i] - first[i]) as f64 / hours).round() as u64);
-    for (name, value) in [
-        ("an hour, both ways", per_hour[1] + per_hour[2]),
-        ("an hour, from the board", per_hour[1]),
-        ("an hour, from the hub", per_hour[2]),
-        ("an hour, packets", per_hour[0]),
-    ] {
-        let mut sample = Sample::new();
-        sample.push(value);
-        report.row(name, sample, None, None);
+    an_hour(&mut report, "an hour", [first, before], hours, options.profile != Profile::Lan);
+    if let (Some(first), Some(broker)) = (theirs, &broker) {
+        an_hour(&mut report, PEER, [first, mqtt::bytes(broker)?], hours, false);
     }
+    report.note(format!(
+        "{}; a ping every {KEEP_ALIVE_S} s, as its own clients have it",
+        mqtt::note(broker.as_ref())
+    ));
     if minutes.count() > 0 {
-        report.row("a minute, both ways", minutes, None, None);
+        report.row("a minute, both ways", minutes, None, &[]);
     }
     let seconds = hours * 3600.0;
     for (class, bytes) in rig.classes()? {
@@ -75,4 +85,22 @@ pub(super) fn run(options: &Options, rig: &mut Rig) -> Result<Report> {
         SETTLE.as_secs()
     ));
     Ok(report)
+}
+
+/// Rows of what passed, by the hour; `promised` where it stands beside the peer with a goal.
+fn an_hour(report: &mut Report, name: &str, [first, last]: [[u64; 3]; 2], hours: f64, promised: bool) {
+    let [packets, up, down] = [0, 1, 2].map(|i| ((last[i] - first[i]) as f64 / hours).round() as u64);
+    let goal = if promised { Goal::Most(0.35) } else { Goal::None };
+    for (what, value, goal) in [
+        ("both ways", up + down, goal),
+        ("from the board", up, Goal::None),
+        ("from the hub", down, Goal::None),
+        ("packets", packets, Goal::None),
+    ] {
+        let mut sample = Sample::new();
+        sample.push(value);
+        let peer = format!("{PEER}, {what}");
+        let against: &[(&str, Goal)] = if name == PEER { &[] } else { &[(&peer, goal)] };
+        report.row(&format!("{name}, {what}"), sample, None, against);
+    }
 }

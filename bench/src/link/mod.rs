@@ -6,12 +6,13 @@ mod connect;
 mod cut;
 mod idle;
 mod job;
+mod mqtt;
 mod report;
 mod rig;
 mod tcp;
 
 use crate::record::Record;
-use crate::wan::Link;
+use crate::wan::{Link, Side, Wan};
 use anyhow::{Result, ensure};
 use dunlin_hub::clock::micros;
 use dunlin_wire::message::Profile;
@@ -132,6 +133,12 @@ pub fn run(options: &Options) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What passed on a link so far: packets, bytes from the board, bytes from the hub.
+fn passed(wan: &Wan) -> [u64; 3] {
+    let [up, down] = [Side::Board, Side::Hub].map(|side| wan.passed(side));
+    [up.packets + down.packets, up.bytes, down.bytes]
 }
 
 /// What a job does that is waited for: it appends the time to a file.

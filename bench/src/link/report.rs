@@ -17,7 +17,7 @@ pub(super) struct Row {
     name: String,
     sample: Sample,
     rtt_us: Option<u64>,
-    against: Option<String>,
+    against: Vec<(String, Goal)>,
 }
 
 /// What one measurement found.
@@ -35,9 +35,11 @@ impl Report {
         Self { what, unit, load: load(), rows: Vec::new(), notes: Vec::new() }
     }
 
-    /// Adds a row. With `rtt_us` its median is shown in round trips; with `against` beside that row.
-    pub(super) fn row(&mut self, name: &str, sample: Sample, rtt_us: Option<u64>, against: Option<&str>) {
-        self.rows.push(Row { name: name.into(), sample, rtt_us, against: against.map(Into::into) });
+    /// Adds a row. With `rtt_us` its median is shown in round trips; it stands beside the rows `against`, each with what was
+    /// promised of the medians. Those that are not there are left out.
+    pub(super) fn row(&mut self, name: &str, sample: Sample, rtt_us: Option<u64>, against: &[(&str, Goal)]) {
+        let against = against.iter().map(|(name, goal)| ((*name).to_owned(), *goal)).collect();
+        self.rows.push(Row { name: name.into(), sample, rtt_us, against });
     }
 
     /// Adds a line below the table.
@@ -45,9 +47,21 @@ impl Report {
         self.notes.push(text);
     }
 
-    fn ratio(&self, row: &Row, percent: usize) -> Option<f64> {
-        let other = self.rows.iter().find(|r| Some(&r.name) == row.against.as_ref())?;
-        Some(row.sample.percentile(percent) as f64 / other.sample.percentile(percent).max(1) as f64)
+    /// What a row stands beside, in words.
+    fn beside(&self, row: &Row) -> String {
+        let words = row.against.iter().filter_map(|(name, goal)| {
+            let other = self.rows.iter().find(|other| &other.name == name)?;
+            let [p50, max] = [50, 100].map(|percent| {
+                row.sample.percentile(percent) as f64 / other.sample.percentile(percent).max(1) as f64
+            });
+            let goal = match goal.judge(p50) {
+                (Some(goal), Some(true)) => format!(" (goal {goal}: met)"),
+                (Some(goal), _) => format!(" (goal {goal}: NOT met)"),
+                (None, _) => String::new(),
+            };
+            Some(format!("{p50:.2} {max:.2} {name}{goal}"))
+        });
+        words.collect::<Vec<_>>().join("; ")
     }
 
     fn rtts(&self, row: &Row) -> Option<f64> {
@@ -69,14 +83,11 @@ impl Report {
         for row in &self.rows {
             let [p50, p90, max] = [50, 90, 100].map(|p| row.sample.percentile(p) as f64 / by);
             let rtts = self.rtts(row).map_or(String::new(), |r| format!("{r:.2}"));
-            let beside = match (&row.against, self.ratio(row, 50), self.ratio(row, 100)) {
-                (Some(name), Some(p50), Some(max)) => format!("{p50:.2} {max:.2} {name}"),
-                _ => String::new(),
-            };
             let line = format!(
-                "{:width$} {:>4} {p50:>10.1} {p90:>10.1} {max:>10.1} {rtts:>6}  {beside}",
+                "{:width$} {:>4} {p50:>10.1} {p90:>10.1} {max:>10.1} {rtts:>6}  {}",
                 row.name,
-                row.sample.count()
+                row.sample.count(),
+                self.beside(row)
             );
             println!("{}", line.trim_end());
         }
@@ -95,9 +106,9 @@ impl Report {
             record.series.push(series.with(true, &settings));
         }
         for row in &self.rows {
-            for at in [50, 100].into_iter().filter(|_| row.against.is_some()) {
-                let against = row.against.as_deref().unwrap_or_default();
-                record.ratio((&self.what, link), [&row.name, against], at, Goal::None);
+            for (against, goal) in &row.against {
+                record.ratio((&self.what, link), [&row.name, against], 50, *goal);
+                record.ratio((&self.what, link), [&row.name, against], 100, Goal::None);
             }
         }
         record.notes.extend(self.notes.iter().cloned());
@@ -121,8 +132,14 @@ mod tests {
             sample
         };
         let mut report = Report::new("x".into(), Unit::Micros);
-        report.row("ours", sample(&[100, 200, 600]), Some(100), Some("theirs"));
-        report.row("theirs", sample(&[400, 400, 1200]), None, None);
+        report.row(
+            "ours",
+            sample(&[100, 200, 600]),
+            Some(100),
+            &[("theirs", Goal::Most(0.6)), ("nobody", Goal::None)],
+        );
+        report.row("theirs", sample(&[400, 400, 1200]), None, &[]);
+        assert_eq!(report.beside(&report.rows[0]), "0.50 0.50 theirs (goal 0.6: met)");
         assert_eq!(report.rows.iter().map(|row| report.rtts(row)).collect::<Vec<_>>(), [Some(2.0), None]);
         let mut record = Record::new(std::path::Path::new("/"));
         report.add(&mut record, "lte");
@@ -132,7 +149,7 @@ mod tests {
             ("x", "ours", 200.0, 1200.0)
         );
         let ratios: Vec<_> =
-            record.ratios.iter().map(|r| (r.at.as_str(), r.against.as_str(), r.value)).collect();
-        assert_eq!(ratios, [("p50", "theirs", 0.5), ("max", "theirs", 0.5)]);
+            record.ratios.iter().map(|r| (r.at.as_str(), r.against.as_str(), r.value, r.met)).collect();
+        assert_eq!(ratios, [("p50", "theirs", 0.5, Some(true)), ("max", "theirs", 0.5, None)]);
     }
 }

@@ -1,7 +1,6 @@
 //! The peer that figures stand beside: TLS 1.3 over TCP, one line for a line, and lines pushed to who waits for them.
 
-use super::rig::inside;
-use crate::wan::Wan;
+use crate::wan::{Wan, inside};
 use anyhow::{Context, Result, anyhow};
 use dunlin_hub::clock::micros;
 use rustls::client::Resumption;
@@ -47,7 +46,7 @@ impl Peer {
             .with_no_client_auth();
         let resumes = Arc::new(config.clone());
         config.resumption = Resumption::disabled();
-        let listener = inside(&wan.hub, || Ok(TcpListener::bind((Wan::HUB, PORT))?))?;
+        let listener = inside(Some(&wan.hub), || Ok(TcpListener::bind((Wan::HUB, PORT))?))?;
         let (tell, waiting) = channel();
         std::thread::spawn(move || accept(&listener, &Arc::new(server), &tell));
         Ok(Self { config, resumes, waiting })
@@ -56,7 +55,7 @@ impl Peer {
     /// From before the first packet to the answer, in microseconds.
     pub(super) fn connect(&self, wan: &Wan, resumed: bool) -> Result<u64> {
         let config = if resumed { self.resumes.clone() } else { Arc::new(self.config.clone()) };
-        inside(&wan.board, move || {
+        inside(Some(&wan.board), move || {
             let began = micros();
             let mut stream = BufReader::new(dial(config)?);
             exchange(&mut stream)?;
@@ -71,20 +70,20 @@ impl Peer {
     /// Makes a session that later connections resume.
     pub(super) fn prepare(&self, wan: &Wan) -> Result<()> {
         let config = self.resumes.clone();
-        inside(&wan.board, move || exchange(&mut BufReader::new(dial(config)?)))
+        inside(Some(&wan.board), move || exchange(&mut BufReader::new(dial(config)?)))
     }
 
     /// A connection that asks a line and gets a line.
     pub(super) fn asker(&self, wan: &Wan) -> Result<impl FnMut() -> Result<()> + use<>> {
         let config = self.resumes.clone();
-        let mut stream = BufReader::new(inside(&wan.board, move || dial(config))?);
+        let mut stream = BufReader::new(inside(Some(&wan.board), move || dial(config))?);
         Ok(move || exchange(&mut stream))
     }
 
     /// A worker that waits for lines: what pushes one, and when each came.
     pub(super) fn worker(&self, wan: &Wan) -> Result<(impl FnMut() -> Result<()> + use<>, Receiver<u64>)> {
         let config = self.resumes.clone();
-        let mut stream = inside(&wan.board, move || dial(config))?;
+        let mut stream = inside(Some(&wan.board), move || dial(config))?;
         stream.write_all(b"wait\n")?;
         let (tell, came) = channel();
         std::thread::spawn(move || {

@@ -13,7 +13,8 @@ mod verdict;
 pub use job::run as job;
 pub use verdict::Verdict;
 
-use crate::hub::{Api, memory};
+use crate::api::Api;
+use crate::proc::{Memory, directory, until};
 use crate::record::{Record, Series};
 use anyhow::{Context, Result, ensure};
 use dunlin_hub::clock::micros;
@@ -94,7 +95,7 @@ impl Options {
 /// # Errors
 /// When hub or agents do not start. A bad verdict is none; its logs and ledger are kept.
 pub fn run(options: &Options) -> Result<Verdict> {
-    let dir = tempfile::Builder::new().prefix("dunlin-bench").tempdir_in(std::env::current_dir()?)?;
+    let dir = directory()?;
     // A directory that only root can write, all the way, is what policies want.
     match soak(options, dir.path()) {
         Ok((record, verdict)) => {
@@ -155,22 +156,20 @@ fn first(rig: &mut Rig, dir: &Path) -> Result<()> {
     let mut api = rig.hub.api();
     let argv = [&program, "soak-job", &work, "ok", "0", "0"];
     api.must("POST", "/v1/tasks", Some(&json!({"taskId": "soak-first", "payload": {"argv": argv}})))?;
-    let began = micros();
-    loop {
+    until("the first job runs", Duration::from_millis(20), || {
         rig.supervise()?;
         let task = api.must("GET", "/v1/tasks/soak-first", None)?;
         match task["status"].as_str() {
-            Some("done") => return Ok(()),
+            Some("done") => Ok(Some(())),
             Some("failed" | "cancelled") => anyhow::bail!(
                 "the first job ended as {}: every directory down to {} must be root's, and writable by nobody else; \
                  run this elsewhere",
                 outcomes(&task),
                 dir.display()
             ),
-            _ => ensure!(micros() - began < 60_000_000, "the first job does not run"),
+            _ => Ok(None),
         }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    })
 }
 
 /// Memory and store over time.
@@ -196,9 +195,9 @@ fn drive(rig: &mut Rig, schedule: &[(u64, faults::Fault)], length: u64, looks: &
         if micros() >= look {
             look += LOOK_US;
             let minute = at as f64 / 60e6;
-            looks.hub.extend(memory(rig.hub.pid()).map(|[rss, _]| (minute, rss as f64)));
+            looks.hub.extend(Memory::of(rig.hub.pid()).map(|memory| (minute, memory.rss as f64)));
             for pid in rig.uplinks() {
-                looks.agents.extend(memory(pid).map(|[rss, _]| (minute, rss as f64)));
+                looks.agents.extend(Memory::of(pid).map(|memory| (minute, memory.rss as f64)));
             }
             looks.store.push((minute, rig.store_bytes() as f64));
         }

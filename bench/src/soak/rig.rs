@@ -3,9 +3,10 @@
 
 use super::faults::Fault;
 use super::job::LEDGER;
-use crate::hub::{Hub, Proc, programs};
+use crate::hub::Hub;
+use crate::proc::{Proc, programs};
 use crate::wan::{Link, Wan};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use dunlin_hub::clock::micros;
 use serde_json::json;
 use std::ffi::CString;
@@ -76,7 +77,7 @@ impl Rig {
             tmpfs(&dir.join("hub"), HUB_DISK)?;
         }
         let host = if wan.is_some() { Wan::HUB } else { Ipv4Addr::LOCALHOST };
-        let hub = Hub::start(&bin, dir, host, TIMING)?;
+        let hub = Hub::start(&bin, dir, None, host, TIMING)?;
         let dir = dir.to_owned();
         let mut rig =
             Self { agents: vec![], hub, hub_down_until: 0, hub_ended: 0, wan, bin, dir, ends: vec![] };
@@ -106,17 +107,11 @@ impl Rig {
             tmpfs(&data, AGENT_DISK)?;
         }
         let body = json!({"name": name, "profile": "lan", "maxConcurrentTasks": 4});
-        let answer = self.hub.api().must("POST", "/v1/invites", Some(&body))?;
-        let ticket = answer["ticket"].as_str().with_context(|| answer.to_string())?;
+        let ticket = self.hub.api().invite(&body)?;
         let mut join = self.command();
         join.arg("join").arg(ticket).arg("--data").arg(&data);
         join.arg("--config").arg(self.dir.join("agent.toml"));
-        let mut join = Proc::spawn(join, &self.dir.join(format!("{name}.log")))?;
-        let began = micros();
-        while !join.has_ended() {
-            ensure!(micros() - began < 60_000_000, "dunlin-agent join did not end");
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
+        Proc::spawn(&mut join, &self.dir.join(format!("{name}.log")))?.succeed("dunlin-agent join")?;
         self.agents.push(Agent { name: name.into(), proc: None, down_until: 0, ended: 0 });
         Ok(())
     }
@@ -147,7 +142,7 @@ impl Rig {
             command.args(["run", "--with-exec", "--data"]).arg(self.data(&name));
             command.arg("--config").arg(self.dir.join("agent.toml"));
             command.arg("--policy").arg(self.dir.join("policy.toml"));
-            let proc = Proc::spawn(command, &self.dir.join(format!("{name}.log")))?;
+            let proc = Proc::spawn(&mut command, &self.dir.join(format!("{name}.log")))?;
             self.agents[at].proc = Some(proc);
             self.agents[at].down_until = now + 500_000;
         }

@@ -92,7 +92,8 @@ struct Shared {
 }
 
 /// A network namespace with one end of the link.
-pub struct Namespace(OwnedFd);
+#[derive(Clone)]
+pub struct Namespace(Arc<OwnedFd>);
 
 impl Namespace {
     /// Moves the calling thread, and what it starts from now on, into this namespace.
@@ -107,6 +108,25 @@ impl Namespace {
     pub fn place(&self, command: &mut Command) {
         sys::place(self.0.as_raw_fd(), command);
     }
+}
+
+/// Runs `f` in a namespace, or where this thread is; what it opens stays there. A process that it starts with
+/// `PR_SET_PDEATHSIG` would end with it: [`Namespace::place`] is for those.
+///
+/// # Errors
+/// The kernel's, and those of `f`.
+pub fn inside<T: Send>(
+    namespace: Option<&Namespace>,
+    f: impl FnOnce() -> anyhow::Result<T> + Send,
+) -> anyhow::Result<T> {
+    let Some(namespace) = namespace else { return f() };
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            namespace.enter()?;
+            f()
+        });
+        thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?
+    })
 }
 
 /// The emulated WAN, until it is dropped.
@@ -142,7 +162,8 @@ impl Wan {
         let thread = std::thread::Builder::new()
             .name("wan".into())
             .spawn(move || carry(&carrier, &[board_tun, hub_tun]))?;
-        Ok(Self { board: Namespace(board), hub: Namespace(hub), shared, thread: Some(thread) })
+        let [board, hub] = [board, hub].map(|end| Namespace(Arc::new(end)));
+        Ok(Self { board, hub, shared, thread: Some(thread) })
     }
 
     /// Cuts the link both ways, or joins it again.
@@ -154,6 +175,11 @@ impl Wan {
     /// Drops what comes from one side, or passes it again.
     pub fn cut_from(&self, side: Side, cut: bool) {
         self.shared.ways[side as usize].cut.store(cut, Relaxed);
+    }
+
+    /// The namespace of one side.
+    pub fn side(&self, side: Side) -> &Namespace {
+        if side == Side::Hub { &self.hub } else { &self.board }
     }
 
     /// Changes the link.

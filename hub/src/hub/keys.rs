@@ -19,8 +19,7 @@ impl Hub {
         version: u64,
         turn: &mut Turn<'_>,
     ) -> Result<(), StoreError> {
-        let session = self.members.get_mut(name).and_then(|member| member.session.as_mut());
-        let Some(session) = session.filter(|session| session.conn == conn) else { return Ok(()) };
+        let Some(session) = self.session_at(conn, name) else { return Ok(()) };
         session.keys = Some(version);
         if let Some(bytes) = turn.write.view().meta::<Vec<u8>>(META)?
             && KeySet::peek(&bytes).is_some_and(|set| set.version > version)

@@ -30,8 +30,7 @@ impl Hub {
         version: u64,
         turn: &mut Turn<'_>,
     ) -> Result<(), StoreError> {
-        let session = self.members.get_mut(name).and_then(|member| member.session.as_mut());
-        let Some(session) = session.filter(|session| session.conn == conn) else { return Ok(()) };
+        let Some(session) = self.session_at(conn, name) else { return Ok(()) };
         let news = session.overlay.replace(version) != Some(version);
         // One that a board does not take is not sent again and again.
         if let Some(overlay) = meant(name, turn)?.filter(|overlay| news && overlay.version != version) {

@@ -17,8 +17,8 @@ impl Hub {
         claims: &[ClaimId],
         turn: &mut Turn<'_>,
     ) -> Result<(), StoreError> {
-        let session = self.members.get_mut(name).and_then(|m| m.session.as_mut());
-        let Some(session) = session.filter(|s| s.conn == conn && !s.settled) else { return Ok(()) };
+        let session = self.session_at(conn, name);
+        let Some(session) = session.filter(|session| !session.settled) else { return Ok(()) };
         session.settled = true;
         let heard = session.heard;
         let mut verdicts = Vec::new();

@@ -35,6 +35,12 @@ impl Hub {
         }
     }
 
+    /// A node's session, if it is the one of this connection and not of a later.
+    pub(super) fn session_at(&mut self, conn: ConnId, name: &NodeName) -> Option<&mut Session> {
+        let session = self.members.get_mut(name)?.session.as_mut();
+        session.filter(|session| session.conn == conn)
+    }
+
     pub(super) fn handle_control(
         &mut self,
         conn: ConnId,

@@ -1,8 +1,8 @@
 //! Redis streams: one for jobs with a consumer group, one for results.
 
+use super::Said;
 use super::{JOB, Server, Submitter, System, Wire, exactly, line, put, spawn};
-use crate::claim::Said;
-use crate::claim::site::{Proc, Side, Site};
+use crate::site::{Proc, Side, Site};
 use anyhow::{Result, bail, ensure};
 use dunlin_hub::clock::micros;
 use std::process::Command;
@@ -10,13 +10,13 @@ use std::sync::mpsc::Sender;
 
 const SETTINGS: [&str; 6] = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""];
 
-pub(super) struct Redis {
+pub(crate) struct Redis {
     _proc: Proc,
     server: Server,
 }
 
 impl Redis {
-    pub(super) fn start(site: Site) -> Result<Self> {
+    pub(crate) fn start(site: Site) -> Result<Self> {
         let server = Server::at(site)?;
         let mut command = Command::new("redis-server");
         command.args(SETTINGS).args(["--bind", "0.0.0.0", "--protected-mode", "no"]);

@@ -1,22 +1,23 @@
 //! ssh with a held master connection: it has no queue and keeps no result, but it is what people run jobs with. Its
 //! server is the board's.
 
+use super::Said;
 use super::{Submitter, System};
-use crate::claim::Said;
-use crate::claim::site::{Proc, Side, Site, until};
+use crate::site::{Proc, Side, Site, until};
 use anyhow::{Context, Result, ensure};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 
-pub(super) struct Ssh {
+pub(crate) struct Ssh {
     _server: Proc,
     _master: Proc,
     site: Arc<Site>,
 }
 
 impl Ssh {
-    pub(super) fn start(site: Site) -> Result<Self> {
+    pub(crate) fn start(site: Site) -> Result<Self> {
         let port = site.port(Side::Board)?;
         for name in ["host", "user"] {
             let made = Command::new("ssh-keygen")
@@ -39,6 +40,8 @@ impl Ssh {
             "UsePAM=no".into(),
             "PasswordAuthentication=no".into(),
             "PermitRootLogin=prohibit-password".into(),
+            // On a link its end of the connection may never hear that the other is gone.
+            "ClientAliveInterval=5".into(),
             format!("PidFile={}", site.file("sshd.pid").display()),
         ];
         let mut sshd = Command::new(super::find("sshd").context("sshd")?);
@@ -54,7 +57,8 @@ impl Ssh {
         master.arg("-S").arg(site.file("master"));
         master.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
         let master = site.start(Side::Hub, master.arg(host))?;
-        until("ssh's master connection", 20, || site.file("master").exists().then_some(()))
+        let is_there = || Ok(site.file("master").exists().then_some(()));
+        until("ssh's master connection", Duration::from_millis(20), is_there)
             .map_err(|error| site.explain(error))?;
         Ok(Self { _server: server, _master: master, site: Arc::new(site) })
     }

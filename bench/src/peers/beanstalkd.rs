@@ -1,21 +1,20 @@
 //! beanstalkd: a tube of jobs, a tube of results. It has no TLS, so its worker's link has none.
 
+use super::Said;
 use super::{JOB, Server, Submitter, System, Wire, exactly, line, put, spawn, wire};
-use crate::claim::Said;
-use crate::claim::site::{Proc, Side, Site};
+use crate::site::{Proc, Side, Site};
 use anyhow::{Context, Result, ensure};
 use dunlin_hub::clock::micros;
-use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::mpsc::Sender;
 
-pub(super) struct Beanstalk {
+pub(crate) struct Beanstalk {
     _proc: Proc,
     server: Server,
 }
 
 impl Beanstalk {
-    pub(super) fn start(site: Site) -> Result<Self> {
+    pub(crate) fn start(site: Site) -> Result<Self> {
         let server = Server::at(site)?;
         let log = server.site.file("binlog");
         std::fs::create_dir(&log)?;
@@ -47,7 +46,7 @@ impl System for Beanstalk {
 
     fn workers(&mut self, count: usize, tell: &Sender<Said>) -> Result<()> {
         for _ in 0..count {
-            let addr = SocketAddr::new(self.server.site.addr(Side::Hub), self.server.plain);
+            let addr = (self.server.site.addr(Side::Hub), self.server.plain).into();
             let mut wire = wire(self.server.site.connect(Side::Board, addr)?);
             let tell = tell.clone();
             spawn("beanstalkd", move || work(&mut wire, &tell));

@@ -1,25 +1,26 @@
 //! RabbitMQ: AMQP 0-9-1, quorum queues for jobs and results, publisher confirms, one job unacknowledged at a time.
 
+use super::Said;
 use super::{JOB, Server, Submitter, System, Wire, exactly, put, spawn};
-use crate::claim::Said;
-use crate::claim::site::{Proc, Side, Site, until};
+use crate::site::{Proc, Side, Site, until};
 use anyhow::{Context, Result, bail, ensure};
 use dunlin_hub::clock::micros;
 use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 
 /// Debian's own script changes the user; this one does not.
 const SCRIPT: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 
-pub(super) struct Rabbit {
-    proc: Proc,
+pub(crate) struct Rabbit {
+    _proc: Proc,
     _names: Proc,
     server: Server,
 }
 
 impl Rabbit {
-    pub(super) fn start(site: Site) -> Result<Self> {
+    pub(crate) fn start(site: Site) -> Result<Self> {
         let server = Server::at(site)?;
         let text = format!(
             "listeners.tcp.1 = 127.0.0.1:{}\nlisteners.ssl.1 = 0.0.0.0:{}\nssl_options.cacertfile = {cert}\n\
@@ -50,12 +51,14 @@ impl Rabbit {
         command.env("RABBITMQ_NODENAME", format!("bench{}@localhost", server.plain));
         command.env("RABBITMQ_DIST_PORT", &nodes).env("ERL_EPMD_PORT", &names);
         command.env("RABBITMQ_CONF_ENV_FILE", "/dev/null");
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        // The script becomes the server, so that the server ends as every other process here does.
+        command.env("RUNNING_UNDER_SYSTEMD", "true");
         let proc = site.start(Side::Hub, &mut command)?;
-        let rabbit = Self { proc, _names: mapper, server };
+        let rabbit = Self { _proc: proc, _names: mapper, server };
         rabbit.server.site.wait_port(Side::Hub, rabbit.server.plain)?;
         // It listens before it serves.
-        until("rabbitmq's queues", 200, || rabbit.channel(true, &["jobs", "results"]).ok())?;
+        let make = || Ok(rabbit.channel(true, &["jobs", "results"]).ok());
+        until("rabbitmq's queues", Duration::from_millis(200), make)?;
         Ok(rabbit)
     }
 
@@ -74,14 +77,6 @@ impl Rabbit {
         }
         channel.ask((85, 10), &[0], (85, 11))?;
         Ok(channel)
-    }
-}
-
-impl Drop for Rabbit {
-    fn drop(&mut self) {
-        // The script's children are the server: its whole group, which is its own, ends.
-        // SAFETY: sends a signal to the group of a child that was not waited for.
-        unsafe { libc::kill(-(self.proc.0.id() as libc::pid_t), libc::SIGKILL) };
     }
 }
 

@@ -22,6 +22,9 @@ const FORMAT: u64 = 1;
 /// Where the first page says how long pages are, in LMDB 0.9 on 64 bits: behind the page's head, magic, version, address
 /// and size of the map.
 const PAGE_SIZE_AT: u64 = 40;
+/// Bytes that the file may be shorter than its header says. LMDB counts pages that a transaction took and gave back, and never
+/// writes them: when they are the last, the file ends before them.
+const UNWRITTEN_MAX: u64 = 1 << 20;
 
 /// What went wrong with the store.
 #[derive(Debug, thiserror::Error)]
@@ -83,15 +86,19 @@ impl Store {
         let env = unsafe { builder.flags(EnvFlags::empty()).open(dir) }?;
         let path = dir.join("data.mdb");
         let io = |source| StoreError::Io { path: path.clone(), source };
-        let file = File::open(&path).map_err(io)?;
+        let file = File::options().read(true).write(true).open(&path).map_err(io)?;
         let bytes = file.metadata().map_err(io)?.len();
         if bytes != 0 {
             // Pages are as long as the system's were where the journal was made, and that stays so elsewhere.
             let mut page = [0; 4];
             file.read_exact_at(&mut page, PAGE_SIZE_AT).map_err(io)?;
-            let pages = env.info().last_page_number as u64 + 1;
-            if bytes < pages * u64::from(u32::from_ne_bytes(page)) {
+            let wanted = (env.info().last_page_number as u64 + 1) * u64::from(u32::from_ne_bytes(page));
+            if bytes + UNWRITTEN_MAX < wanted {
                 return Err(StoreError::Corrupt("pages"));
+            }
+            if bytes < wanted {
+                // Should something else have cut it, LMDB finds zeros, which it takes for no page.
+                file.set_len(wanted).map_err(io)?;
             }
         }
         let txn = env.write_txn()?;
@@ -271,6 +278,24 @@ mod tests {
         assert_eq!(store.kept(Fence(2), Stream::Stdout, 1, 100).unwrap(), b"ut");
         assert_eq!(store.kept(Fence(2), Stream::Stderr, 4990, 100).unwrap(), [7; 10]);
         assert!(store.has_room());
+    }
+
+    #[test]
+    fn a_journal_whose_last_pages_were_given_back_opens() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let ended =
+            |fence, bytes| Write::Ended { record: record(fence, true), kept: [vec![7; bytes], Vec::new()] };
+        store.commit(&[Write::Accepted(record(1, false)), ended(2, 50_000)]).unwrap();
+        store.commit(&[Write::Forget(Fence(2))]).unwrap();
+        store.commit(&[Write::Claims(1)]).unwrap();
+        store.commit(&[ended(3, 100_000), Write::Forget(Fence(3))]).unwrap();
+        let counted = store.env.info().last_page_number as u64 * 4096;
+        drop(store);
+        let bytes = || std::fs::metadata(dir.path().join("data.mdb")).unwrap().len();
+        assert!(bytes() < counted, "LMDB writes such pages now: then nothing here is needed");
+        assert!(Store::open(dir.path()).unwrap().load().unwrap().attempts.contains_key(&Fence(1)));
+        assert!(bytes() > counted);
     }
 
     #[test]

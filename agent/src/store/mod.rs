@@ -22,9 +22,6 @@ const FORMAT: u64 = 1;
 /// Where the first page says how long pages are, in LMDB 0.9 on 64 bits: behind the page's head, magic, version, address
 /// and size of the map.
 const PAGE_SIZE_AT: u64 = 40;
-/// Bytes that the file may be shorter than its header says. LMDB counts pages that a transaction took and gave back, and never
-/// writes them: when they are the last, the file ends before them.
-const UNWRITTEN_MAX: u64 = 1 << 20;
 
 /// What went wrong with the store.
 #[derive(Debug, thiserror::Error)]
@@ -93,13 +90,14 @@ impl Store {
             let mut page = [0; 4];
             file.read_exact_at(&mut page, PAGE_SIZE_AT).map_err(io)?;
             let wanted = (env.info().last_page_number as u64 + 1) * u64::from(u32::from_ne_bytes(page));
-            if bytes + UNWRITTEN_MAX < wanted {
+            if bytes < wanted {
                 return Err(StoreError::Corrupt("pages"));
             }
-            if bytes < wanted {
-                // Should something else have cut it, LMDB finds zeros, which it takes for no page.
-                file.set_len(wanted).map_err(io)?;
-            }
+        }
+        // LMDB counts pages that a transaction took and gave back, and never writes them: were they the last, the file would
+        // end before them, as if it had been cut. So it is as long as it may ever be; what is not written takes no room.
+        if bytes < MAP_BYTES as u64 {
+            file.set_len(MAP_BYTES as u64).and_then(|()| file.sync_all()).map_err(io)?;
         }
         let txn = env.write_txn()?;
         let tables = env
@@ -290,12 +288,11 @@ mod tests {
         store.commit(&[Write::Forget(Fence(2))]).unwrap();
         store.commit(&[Write::Claims(1)]).unwrap();
         store.commit(&[ended(3, 100_000), Write::Forget(Fence(3))]).unwrap();
-        let counted = store.env.info().last_page_number as u64 * 4096;
         drop(store);
-        let bytes = || std::fs::metadata(dir.path().join("data.mdb")).unwrap().len();
-        assert!(bytes() < counted, "LMDB writes such pages now: then nothing here is needed");
         assert!(Store::open(dir.path()).unwrap().load().unwrap().attempts.contains_key(&Fence(1)));
-        assert!(bytes() > counted);
+        let file = File::options().write(true).open(dir.path().join("data.mdb")).unwrap();
+        file.set_len(3 * 4096).unwrap();
+        assert!(matches!(Store::open(dir.path()).map(drop), Err(StoreError::Corrupt("pages"))));
     }
 
     #[test]

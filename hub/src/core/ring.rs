@@ -44,11 +44,10 @@ impl Ring {
             self.chunks.pop_front();
         }
         let Some(chunk) = self.chunks.back_mut() else { return };
-        let mut now = vec![None; self.newest.len()];
+        let series = row.points.iter().map(|point| usize::from(point.series) + 1).max().unwrap_or(0);
+        let mut now = vec![None; self.newest.len().max(series)];
         for point in &row.points {
-            let at = usize::from(point.series);
-            now.resize(now.len().max(at + 1), None);
-            now[at] = Some((point.mean, point.max));
+            now[usize::from(point.series)] = Some((point.mean, point.max));
         }
         self.newest.resize(now.len(), None);
         put(&mut chunk.bytes, row.at_ms - chunk.last);

@@ -47,7 +47,8 @@ pub struct Raised {
 
 impl Board {
     /// A connection begins, or the board is another now. Whatever was said of the one before is about another one.
-    pub fn handle_inventory(&mut self, inventory: Inventory) {
+    pub fn handle_inventory(&mut self, mut inventory: Inventory) {
+        inventory.slots.shrink_to_fit();
         self.inventory = Some(Arc::new(inventory));
         self.newest = 0;
         self.base = None;

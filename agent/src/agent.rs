@@ -4,7 +4,7 @@ use crate::clock::{self, BootMs};
 use crate::config::Config;
 use crate::core::Core;
 use crate::core::uplinks::{self, POSTURE, Uplink};
-use crate::event::{Effect, Event, Setup};
+use crate::event::{Effect, Event, Setup, Write};
 use crate::exec::message::{Decision, FromExec, ToExec};
 use crate::exec::{self, ExecConfig, ExecError, Executor, Signing};
 use crate::files::{Enrolled, Files};
@@ -102,6 +102,8 @@ pub fn run(config: &Config) -> Result<()> {
         uplinks,
         spending,
         looked_at: 0,
+        forgets: Forgets::default(),
+        tidies: false,
         status: String::new(),
         welcome: false,
         stopping: false,
@@ -210,9 +212,30 @@ struct Agent {
     uplinks: Vec<Uplink>,
     spending: Spending,
     looked_at: BootMs,
+    forgets: Forgets,
+    // Whether the next commit is made although nobody waits for it.
+    tidies: bool,
     status: String,
     welcome: bool,
     stopping: bool,
+}
+
+/// Attempts that the hub has settled, and that are to leave the journal. Nobody waits for that, and a crash before it only
+/// has them reported once more; so they go with the next commit, which is one less for each task.
+#[derive(Debug, Default)]
+struct Forgets(Vec<Write>);
+
+impl Forgets {
+    /// What to commit of `writes` now: nothing when they can all wait, unless `all` is asked for.
+    fn take(&mut self, writes: Vec<Write>, all: bool) -> Vec<Write> {
+        let (later, mut now): (Vec<_>, Vec<_>) =
+            writes.into_iter().partition(|write| matches!(write, Write::Forget(_)));
+        self.0.extend(later);
+        if all || !now.is_empty() {
+            now.append(&mut self.0);
+        }
+        now
+    }
 }
 
 impl Agent {
@@ -240,6 +263,7 @@ impl Agent {
             let now = clock::boot_ms();
             if now >= self.looked_at + STATUS_MS {
                 self.looked_at = now;
+                self.tidies = true;
                 dunlin_systemd::notify("WATCHDOG=1");
                 look = true;
                 waiting.extend(self.spending.look(now).map(Event::Thrift));
@@ -285,6 +309,9 @@ impl Agent {
                 other => rest.push(other),
             }
         }
+        let all =
+            std::mem::take(&mut self.tidies) || rest.iter().any(|effect| matches!(effect, Effect::Exit));
+        let writes = self.forgets.take(writes, all);
         if !writes.is_empty() {
             // An agent that cannot commit must not go on as if it had: it ends, its jobs with it, and says so when it
             // can write again.
@@ -358,5 +385,27 @@ impl Agent {
             }
             self.status = text;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dunlin_wire::Fence;
+
+    #[test]
+    fn what_the_hub_has_leaves_the_journal_with_the_next_commit() {
+        let mut forgets = Forgets::default();
+        let forget = |n| Write::Forget(Fence(n));
+        assert_eq!(forgets.take(vec![forget(1), forget(2)], false), [], "nobody waits for it");
+        assert_eq!(forgets.take(Vec::new(), false), []);
+        let now = forgets.take(vec![forget(3), Write::Claims(9)], false);
+        assert_eq!(
+            now,
+            [Write::Claims(9), forget(1), forget(2), forget(3)],
+            "after what is recorded with them"
+        );
+        assert_eq!(forgets.take(vec![forget(4)], true), [forget(4)], "now and then, and before the end");
+        assert_eq!(forgets.take(vec![Write::Claims(10)], false), [Write::Claims(10)]);
     }
 }

@@ -7,6 +7,7 @@ use dunlin_tests::{Agent, Fleet, Proc, until};
 use dunlin_wire::Fence;
 use dunlin_wire::job::{CancelledBy, Denial, Interruption, Job, Outcome, Shell, Stream, layer};
 use serde_json::json;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -22,8 +23,11 @@ fn start_executor(fleet: &Fleet, peer: &str) -> Proc {
     let mut command = fleet.command("dunlin-agent");
     command.args(["exec", "--peer", peer, "--data"]).arg(fleet.dir().join("exec"));
     command.arg("--policy").arg(fleet.dir().join("policy.toml")).arg("--socket").arg(socket(fleet));
+    // One that was killed leaves its socket behind, where nobody listens.
+    let inode = || std::fs::metadata(socket(fleet)).ok().map(|socket| socket.ino());
+    let left = inode();
     let exec = fleet.spawn("exec", command).unwrap();
-    until("the executor listens", || socket(fleet).exists().then_some(()));
+    until("the executor listens", || inode().filter(|inode| Some(*inode) != left));
     exec
 }
 

@@ -1,7 +1,7 @@
 //! Everything that reads bytes of others, fed with broken ones: none may panic, and nothing signed may survive a change.
 //!
 //! A few thousand mutations of real inputs each time; for as long as `DUNLIN_FUZZ_SECONDS` says when it is set, with the
-//! seed of `DUNLIN_FUZZ_SEED` or a new one, which a failure prints.
+//! seed of `DUNLIN_FUZZ_SEED` or a new one, which a failure prints; `DUNLIN_FUZZ_ONLY` names one target.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
@@ -48,6 +48,9 @@ fn mutate(bytes: &mut Vec<u8>, rng: &mut fastrand::Rng) {
 /// Calls `check` with `input` and then with changed ones.
 #[expect(clippy::disallowed_methods, reason = "how long to look is the caller's choice, and judges nothing")]
 fn fuzz(name: &str, inputs: &[Vec<u8>], check: impl Fn(&[u8], bool)) {
+    if std::env::var("DUNLIN_FUZZ_ONLY").is_ok_and(|only| only != name) {
+        return;
+    }
     let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
     let seed = number("DUNLIN_FUZZ_SEED").unwrap_or_else(|| fastrand::u64(..));
     let end = number("DUNLIN_FUZZ_SECONDS").map(|s| SystemTime::now() + Duration::from_secs(s));

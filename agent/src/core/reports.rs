@@ -154,7 +154,8 @@ impl Reports {
         (now + every_ms / 2 >= at).then(|| self.report(now))?
     }
 
-    /// A report now, if the board was read since the one before: what nobody looked at is not unknown. Full when there is no base, or it is old, or so much changed that a packet might not hold it.
+    /// A report now, if the board was read since the one before: what nobody looked at is not unknown. Full when there is no
+    /// base, or it is old, or so much changed that a packet might not hold it.
     pub fn report(&mut self, now: BootMs) -> Option<Report> {
         if !self.is_read {
             return None;

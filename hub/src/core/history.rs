@@ -129,8 +129,8 @@ impl History {
     fn series(&mut self, slot: &Slot) -> Option<u16> {
         // A board may call a filesystem anything.
         let key = slot.key().replace('\n', "_");
-        let known = self.names().len();
-        let at = self.names().iter().position(|name| *name == key);
+        let names = self.names();
+        let (known, at) = (names.len(), names.iter().position(|name| *name == key));
         if at.is_none() && known < SERIES_MAX {
             self.names += &key;
             self.names.push('\n');

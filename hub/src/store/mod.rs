@@ -175,7 +175,7 @@ impl Store {
     /// The one write transaction. It begins with the first look into it: LMDB notes each in a page of its lock file, which
     /// the kernel then writes, and an event that needs nothing of the store, as a sign of life, should cost no flash.
     pub fn write(&self) -> Write<'_> {
-        Write { store: self, txn: OnceCell::new(), tables: &self.tables, wrote: false }
+        Write { store: self, txn: OnceCell::new(), wrote: false }
     }
 
     /// Calls `f` with the state of the last commit.
@@ -311,14 +311,13 @@ impl<'a> View<'a> {
 pub struct Write<'a> {
     store: &'a Store,
     txn: OnceCell<RwTxn<'a>>,
-    tables: &'a Tables,
     wrote: bool,
 }
 
 impl<'a> Write<'a> {
     /// Reads that see this transaction's writes.
     pub fn view(&self) -> View<'_> {
-        View { txn: Looked::Write(self), tables: self.tables }
+        View { txn: Looked::Write(self), tables: &self.store.tables }
     }
 
     fn txn(&self) -> Result<&RwTxn<'a>, StoreError> {
@@ -339,12 +338,12 @@ impl<'a> Write<'a> {
     fn put<T: Serialize>(&mut self, table: Table, key: &[u8], value: &T) -> Result<(), StoreError> {
         let bytes = schema::encode(value);
         self.wrote = true;
-        Ok(self.tables[table as usize].put(self.txn_mut()?, key, &bytes)?)
+        Ok(self.store.tables[table as usize].put(self.txn_mut()?, key, &bytes)?)
     }
 
     fn delete(&mut self, table: Table, key: &[u8]) -> Result<bool, StoreError> {
         self.wrote = true;
-        Ok(self.tables[table as usize].delete(self.txn_mut()?, key)?)
+        Ok(self.store.tables[table as usize].delete(self.txn_mut()?, key)?)
     }
 
     /// Sets a single value by name.

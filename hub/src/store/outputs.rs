@@ -95,7 +95,11 @@ impl Write<'_> {
             return Ok(held);
         }
         self.wrote = true;
-        self.tables[Table::Outputs as usize].put(self.txn_mut()?, &piece_key(fence, stream, held), fresh)?;
+        self.store.tables[Table::Outputs as usize].put(
+            self.txn_mut()?,
+            &piece_key(fence, stream, held),
+            fresh,
+        )?;
         Ok(held + fresh.len() as u64)
     }
 
@@ -105,7 +109,7 @@ impl Write<'_> {
         let last = piece_key(fence, Stream::Stderr, u64::MAX);
         let range = (Bound::Included(first.as_slice()), Bound::Included(last.as_slice()));
         self.wrote = true;
-        self.tables[Table::Outputs as usize].delete_range(self.txn_mut()?, &range)?;
+        self.store.tables[Table::Outputs as usize].delete_range(self.txn_mut()?, &range)?;
         Ok(())
     }
 }

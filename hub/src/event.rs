@@ -411,8 +411,8 @@ pub enum Effect {
     Close(ConnId, CloseCode),
     /// Answer the API.
     Reply(Reply, Result<Answer, ApiRefusal>),
-    /// Events up to this id can be read.
-    Events(u64),
+    /// These happened, oldest first, by their ids.
+    Events(Vec<(u64, EventRecord)>),
 }
 
 /// One entry of the event stream, stored in the transaction of the change that it tells of.

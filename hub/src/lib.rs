@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod doctor;
 pub mod event;
 pub mod fault;
+pub mod feed;
 mod followed;
 pub mod hub;
 pub mod link;

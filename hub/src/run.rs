@@ -4,9 +4,10 @@ use crate::api::{self, ApiState, Tls, TlsListener};
 use crate::clock;
 use crate::config::{Config, TlsFiles};
 use crate::event::{Answer, ConnId, Effect, Event, NodeView};
+use crate::feed::Feed;
 use crate::hub::{Hub, Setup};
 use crate::link::{self, Identity, Lines, Outbox, Peers};
-use crate::store::{Sessions, Store, StoreOptions, Token};
+use crate::store::{Sessions, Store, StoreError, StoreOptions, Token, Writer};
 use anyhow::{Context, Result};
 use dunlin_wire::version;
 use ring::digest::{SHA256, digest};
@@ -16,12 +17,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Events that may wait for the loop; whoever sends more waits.
 const EVENTS_MAX: usize = 4096;
 /// Events of one transaction at most.
 const BATCH_MAX: usize = 1024;
+/// How long nothing comes, in milliseconds, before the store's engine commits what its log holds. Longer than an agent takes to
+/// answer a grant, so that a task is not held up by it; short, because a reader may wait.
+const QUIET_MS: u64 = 2;
 /// How long a stopping hub waits for each of its parts.
 const STOP: Duration = Duration::from_secs(2);
 /// How often it is kept where agents are.
@@ -72,21 +76,33 @@ async fn run(
         key: identity.key.clone(),
         seed: random_u64()?,
     };
-    let hub = Hub::open(store.clone(), setup, clock::now())?;
-    let fleet = hub.fleet();
     let (events, inbox) = mpsc::channel(EVENTS_MAX);
     let (outboxes, new_outboxes) = mpsc::channel(EVENTS_MAX);
-    let (newest, newest_rx) = watch::channel(store.read(|view| view.newest_event())?);
+    let feed = Arc::new(Feed::new(store.read(|view| view.newest_event())?));
+    let (opened, is_open) = oneshot::channel();
+    let (stored, told) = (store.clone(), feed.clone());
     let driver = std::thread::Builder::new().name("hub-loop".into()).spawn(move || {
-        Driver { hub, inbox, new_outboxes, outboxes: HashMap::new(), newest }.run();
+        let open = || -> Result<_, StoreError> {
+            let mut writer = stored.writer()?;
+            let hub = Hub::open(&mut writer, setup, clock::now())?;
+            Ok((writer, hub))
+        };
+        match open() {
+            Ok((writer, hub)) => {
+                drop(opened.send(Ok(hub.fleet())));
+                Driver { hub, writer, inbox, new_outboxes, outboxes: HashMap::new(), feed: told }.run();
+            }
+            Err(error) => drop(opened.send(Err(error))),
+        }
     })?;
+    let fleet = is_open.await.context("the loop ended")??;
     tracing::info!(subsystem = "scheduler", %fleet, "running");
     let lines = Lines { events: events.clone(), outboxes, peers: peers.clone() };
     let keeping = tokio::spawn(keep_peers(peers, sessions.clone()));
     let accepting = tokio::spawn(link::accept(endpoint.clone(), lines, config.connections_max));
     tracing::info!(subsystem = "quic", addr = %bound, key = %identity.public(), "listening");
     tracing::info!(subsystem = "http", addr = %http, posture = config.posture().as_str(), "listening");
-    let state = ApiState::new(store, events, newest_rx, config.rate_per_s, config.burst);
+    let state = ApiState::new(store, events, feed, config.rate_per_s, config.burst);
     let (stop, stopped) = watch::channel(false);
     let stop_api = wait_for(stopped);
     // Listened to before anybody can connect, and without a certificate too: by itself the signal would end the hub.
@@ -161,15 +177,16 @@ async fn stop_signal() -> Result<()> {
 }
 
 /// The owner of the engine.
-struct Driver {
+struct Driver<'s> {
     hub: Hub,
+    writer: Writer<'s>,
     inbox: mpsc::Receiver<Event>,
     new_outboxes: mpsc::Receiver<(ConnId, Outbox)>,
     outboxes: HashMap<ConnId, Outbox>,
-    newest: watch::Sender<u64>,
+    feed: Arc<Feed>,
 }
 
-impl Driver {
+impl Driver<'_> {
     fn run(mut self) {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
             Ok(runtime) => runtime,
@@ -180,18 +197,25 @@ impl Driver {
             let now = clock::now();
             dunlin_systemd::notify("WATCHDOG=1");
             let due = self.hub.poll_timeout().map_or(60_000, |at| at.saturating_sub(now.mono));
+            let quiet = self.writer.is_behind() && due > QUIET_MS;
+            let due = if quiet { QUIET_MS } else { due };
             let received = runtime.block_on(async {
                 let wait = Duration::from_millis(due);
                 tokio::time::timeout(wait, self.inbox.recv_many(&mut waiting, BATCH_MAX)).await
             });
-            if received == Ok(0) {
-                return self.hub.settle(clock::now());
+            match received {
+                Ok(0) => return self.hub.settle(&mut self.writer, clock::now()),
+                Err(_) if quiet => {
+                    self.catch_up();
+                    continue;
+                }
+                _ => {}
             }
             let closed: Vec<ConnId> = waiting
                 .iter()
                 .filter_map(|event| if let Event::Closed { conn, .. } = event { Some(*conn) } else { None })
                 .collect();
-            let effects = self.hub.step(std::mem::take(&mut waiting), clock::now());
+            let effects = self.hub.step(&mut self.writer, std::mem::take(&mut waiting), clock::now());
             while let Ok((conn, outbox)) = self.new_outboxes.try_recv() {
                 self.outboxes.insert(conn, outbox);
             }
@@ -205,6 +229,15 @@ impl Driver {
             for conn in closed {
                 self.outboxes.remove(&conn);
             }
+            if self.writer.is_wanted() {
+                self.catch_up();
+            }
+        }
+    }
+
+    fn catch_up(&mut self) {
+        for effect in self.hub.catch_up(&mut self.writer, clock::now()) {
+            self.release(effect);
         }
     }
 
@@ -232,12 +265,12 @@ impl Driver {
                 }
                 drop(reply.send(answer));
             }
-            Effect::Events(newest) => drop(self.newest.send(newest)),
+            Effect::Events(events) => self.feed.push(events),
         }
     }
 }
 
-impl Driver {
+impl Driver<'_> {
     /// Adds what only the connections know.
     fn fill_in(&self, answer: &mut Answer) {
         match answer {

@@ -4,6 +4,7 @@ use super::ApiState;
 use super::error::ApiError;
 use super::tasks::query;
 use crate::event::EventRecord;
+use crate::feed;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
@@ -14,6 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 
 /// Events read from the store at once; a slow reader makes the hub hold no more than this.
 const BATCH: usize = 200;
@@ -56,14 +58,14 @@ pub(super) async fn stream(
 ) -> Result<Response, ApiError> {
     let from = query(from)?;
     let header = headers.get("last-event-id").and_then(|v| v.to_str().ok()).and_then(|t| t.parse().ok());
-    let newest = state.store.read(|view| view.newest_event())?;
+    let newest = *state.newest.borrow();
     let last = header.or(from.since).unwrap_or(newest);
     let wants_json = headers
         .get(header::ACCEPT)
         .and_then(|v| v.to_str().ok())
         .is_some_and(|a| a.starts_with("application/json"));
     if wants_json {
-        let events = state.store.read(|view| view.events_after(last, BATCH))?;
+        let events = state.read(|view| view.events_after(last, BATCH)).await?;
         let list: Vec<Value> = events.iter().map(|(id, e)| shown(*id, e)).collect();
         return Ok(Json(json!({"events": list, "newest": newest})).into_response());
     }
@@ -86,6 +88,16 @@ fn gap(after: u64, until: u64) -> Event {
 }
 
 impl Reader {
+    async fn after(&self) -> Option<Vec<feed::Numbered>> {
+        match self.state.feed.after(self.last, BATCH) {
+            Some(events) => Some(events),
+            None => {
+                let events = self.state.read(|view| view.events_after(self.last, BATCH)).await.ok()?;
+                Some(events.into_iter().map(|(id, event)| (id, Arc::new(event))).collect())
+            }
+        }
+    }
+
     /// The next event; `None` when the hub stops.
     async fn next(&mut self) -> Option<Event> {
         loop {
@@ -94,7 +106,7 @@ impl Reader {
             }
             // Seen before the read, so that what is committed after it wakes us.
             self.state.newest.borrow_and_update();
-            let events = self.state.store.read(|view| view.events_after(self.last, BATCH)).ok()?;
+            let events = self.after().await?;
             if events.is_empty() {
                 self.state.newest.changed().await.ok()?;
                 continue;

@@ -70,7 +70,7 @@ pub(super) async fn get(
     let wanted = query(wanted)?;
     let id = id(&text)?;
     let stream = stream_of(&wanted)?;
-    if state.store.read(|view| view.task(&id))?.is_none() {
+    if state.read(|view| view.task(&id)).await?.is_none() {
         return Err(ApiError::not_found("task", &text));
     }
     let (number, next) = (wanted.attempt, wanted.offset.unwrap_or(0));
@@ -94,7 +94,7 @@ impl Follower {
             }
             // Seen before the read, so that what is committed after it wakes us.
             self.state.newest.borrow_and_update();
-            let task = self.state.store.read(|view| view.task(&self.id)).ok()??;
+            let task = self.state.read(|view| view.task(&self.id)).await.ok()??;
             let attempt = match self.number {
                 None => task.attempts.last(),
                 Some(number) => task.attempts.iter().find(|a| a.number == number),
@@ -109,7 +109,7 @@ impl Follower {
             };
             self.number = Some(attempt.number);
             match &attempt.end {
-                Some(_) => self.rest(attempt)?,
+                Some(_) => self.rest(attempt).await?,
                 None => self.wait(attempt.fence).await?,
             }
         }
@@ -126,9 +126,9 @@ impl Follower {
             self.state.events.send(Told::Follow { fence, stream, by }).await.ok()?;
             self.live = Some(live);
         }
-        let held = self.state.store.read(|view| view.output_len(fence, self.stream)).ok()?;
+        let held = self.state.read(|view| view.output_len(fence, self.stream)).await.ok()?;
         if held > self.next {
-            return self.stored(fence, self.next, held);
+            return self.stored(fence, self.next, held).await;
         }
         let live = self.live.as_mut()?;
         tokio::select! {
@@ -158,10 +158,10 @@ impl Follower {
     }
 
     /// The rest of an attempt that has ended: kept is its head, then its tail.
-    fn rest(&mut self, attempt: &Attempt) -> Option<()> {
+    async fn rest(&mut self, attempt: &Attempt) -> Option<()> {
         self.live = None;
         let (fence, stream) = (attempt.fence, self.stream);
-        let held = self.state.store.read(|view| view.output_len(fence, stream)).ok()?;
+        let held = self.state.read(|view| view.output_len(fence, stream)).await.ok()?;
         let (head, cut) = match &attempt.end {
             Some(End::Reported(report)) => {
                 let end = &report.streams[stream as usize];
@@ -170,13 +170,13 @@ impl Follower {
             Some(End::Lost(_)) | None => (held, 0),
         };
         if self.next < head {
-            return self.stored(fence, self.next, head);
+            return self.stored(fence, self.next, head).await;
         }
         if held > head {
             self.gap(head + cut);
             let kept = self.next - cut;
             if kept < held {
-                return self.stored(fence, kept, held);
+                return self.stored(fence, kept, held).await;
             }
         }
         self.end(Some(attempt));
@@ -184,9 +184,9 @@ impl Follower {
     }
 
     /// An event of what is stored between two positions there.
-    fn stored(&mut self, fence: Fence, from: u64, until: u64) -> Option<()> {
+    async fn stored(&mut self, fence: Fence, from: u64, until: u64) -> Option<()> {
         let want = (until - from).min(BYTES_MAX) as usize;
-        let bytes = self.state.store.read(|view| view.output(fence, self.stream, from, want)).ok()?;
+        let bytes = self.state.read(|view| view.output(fence, self.stream, from, want)).await.ok()?;
         // Less than there should be is an end, not a wait for ever.
         if bytes.is_empty() {
             return None;

@@ -62,7 +62,7 @@ pub(super) async fn get(
     let mut rows: Vec<Row> = Vec::new();
     if let Some(tier) = tier(now.saturating_sub(from), step) {
         // A row begins before what it tells of.
-        rows = state.store.read(|view| view.history(&name, tier, from, to))?;
+        rows = state.read(|view| view.history(&name, tier, from, to)).await?;
         // What is not on disk yet.
         let kept_to = rows.last().map_or(from, |last| last.at_ms + tier.step_ms());
         rows.extend(recent.rows.into_iter().filter(|row| row.at_ms >= kept_to));
@@ -71,7 +71,7 @@ pub(super) async fn get(
         let kept_to =
             recent.rows.first().map_or(to, |first| first.at_ms).saturating_sub(Tier::Minute.step_ms());
         if from < kept_to {
-            rows = state.store.read(|view| view.history(&name, Tier::Minute, from, kept_to.min(to)))?;
+            rows = state.read(|view| view.history(&name, Tier::Minute, from, kept_to.min(to))).await?;
         }
         rows.extend(recent.rows);
     }

@@ -22,7 +22,8 @@ pub use listen::TlsListener;
 pub use tls::{Tls, TlsError};
 
 use crate::event::{Answer, Event, Request};
-use crate::store::Store;
+use crate::feed::Feed;
+use crate::store::{Store, StoreError, View};
 use auth::{Actor, RateLimits};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
@@ -42,22 +43,30 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub struct ApiState {
     store: Arc<Store>,
     events: mpsc::Sender<Event>,
+    feed: Arc<Feed>,
     newest: watch::Receiver<u64>,
     limits: Arc<RateLimits>,
     requests: Arc<[AtomicU64; 6]>,
 }
 
 impl ApiState {
-    /// `events` leads into the loop, `newest` tells the id of the newest committed event.
+    /// `events` leads into the loop, `feed` tells what happened there.
     pub fn new(
         store: Arc<Store>,
         events: mpsc::Sender<Event>,
-        newest: watch::Receiver<u64>,
+        feed: Arc<Feed>,
         rate_per_s: u32,
         burst: u32,
     ) -> Self {
         let limits = Arc::new(RateLimits::new(rate_per_s, burst));
-        Self { store, events, newest, limits, requests: Arc::default() }
+        let newest = feed.newest();
+        Self { store, events, feed, newest, limits, requests: Arc::default() }
+    }
+
+    /// Reads what is acknowledged.
+    async fn read<T>(&self, f: impl FnOnce(View<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.store.caught_up().await?;
+        self.store.read(f)
     }
 
     /// Asks the loop.

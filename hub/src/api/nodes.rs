@@ -194,7 +194,7 @@ pub(super) async fn audit(
         late && is(&rows.actor, &row.actor) && is(&rows.target, &row.target) && is(&rows.code, &row.code)
     };
     let before = rows.cursor.unwrap_or(u64::MAX);
-    let found = state.store.read(|view| view.audit_before(before, limit, wanted))?;
+    let found = state.read(|view| view.audit_before(before, limit, wanted)).await?;
     let next = found.last().filter(|_| found.len() == limit).map(|(id, _)| *id);
     let shown: Vec<Value> = found
         .iter()

@@ -32,7 +32,7 @@ pub(super) async fn get(
     let wanted = query(wanted)?;
     let id = id(&text)?;
     let stream = stream_of(&wanted)?;
-    let task = state.store.read(|view| view.task(&id))?.ok_or_else(|| ApiError::not_found("task", &text))?;
+    let task = state.read(|view| view.task(&id)).await?.ok_or_else(|| ApiError::not_found("task", &text))?;
     let attempt = match wanted.attempt {
         None => task.attempts.last(),
         Some(n) => task.attempts.iter().rev().find(|a| a.number == n),
@@ -45,7 +45,7 @@ pub(super) async fn get(
         return answer(StatusCode::OK, Vec::new(), 0, 0, true, 0);
     };
     let fence = attempt.fence;
-    let held = state.store.read(|view| view.output_len(fence, stream))?;
+    let held = state.read(|view| view.output_len(fence, stream)).await?;
     let (from, until) = match range {
         Some((from, until)) => (from, until.map_or(held, |u| held.min(u + 1))),
         None => (wanted.offset.unwrap_or(0), held),
@@ -57,7 +57,7 @@ pub(super) async fn get(
     let want = until.saturating_sub(from).min(BYTES_MAX as u64) as usize;
     let bytes = match want {
         0 => Vec::new(),
-        want => state.store.read(|view| view.output(fence, stream, from, want))?,
+        want => state.read(|view| view.output(fence, stream, from, want)).await?,
     };
     let truncated = match &attempt.end {
         Some(End::Reported(report)) => report.streams[stream as usize].truncated,

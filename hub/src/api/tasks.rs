@@ -66,7 +66,11 @@ pub(super) fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Api
     query.map(|Query(q)| q).map_err(|e| ApiError::field("query", e.body_text()))
 }
 
-fn page(state: &ApiState, listing: &Listing, force: Option<TaskState>) -> Result<Json<Value>, ApiError> {
+async fn page(
+    state: &ApiState,
+    listing: &Listing,
+    force: Option<TaskState>,
+) -> Result<Json<Value>, ApiError> {
     let wrong =
         |field: &'static str| move |e: dunlin_wire::ids::IdError| ApiError::field(field, e.to_string());
     let word = listing.state.as_deref().or(listing.status.as_deref());
@@ -86,7 +90,7 @@ fn page(state: &ApiState, listing: &Listing, force: Option<TaskState>) -> Result
         tag: listing.tag.as_deref().map(|t| t.parse().map_err(wrong("tag"))).transpose()?,
         since_ms: listing.since,
     };
-    let page = state.store.read(|view| view.tasks(&filter, listing.cursor, limit))?;
+    let page = state.read(|view| view.tasks(&filter, listing.cursor, limit)).await?;
     let tasks: Vec<Value> = page.tasks.iter().map(body::task).collect();
     Ok(Json(json!({"tasks": tasks, "nextCursor": page.next})))
 }
@@ -95,21 +99,21 @@ pub(super) async fn list(
     State(state): State<ApiState>,
     listing: Result<Query<Listing>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    page(&state, &query(listing)?, None)
+    page(&state, &query(listing)?, None).await
 }
 
 pub(super) async fn running(
     State(state): State<ApiState>,
     listing: Result<Query<Listing>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    page(&state, &query(listing)?, Some(TaskState::Running))
+    page(&state, &query(listing)?, Some(TaskState::Running)).await
 }
 
 pub(super) async fn dead(
     State(state): State<ApiState>,
     listing: Result<Query<Listing>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    page(&state, &query(listing)?, Some(TaskState::Failed))
+    page(&state, &query(listing)?, Some(TaskState::Failed)).await
 }
 
 pub(super) async fn show(
@@ -117,7 +121,7 @@ pub(super) async fn show(
     Path(text): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let id = id(&text)?;
-    let task = state.store.read(|view| view.task(&id))?;
+    let task = state.read(|view| view.task(&id)).await?;
     task.map(|t| Json(body::task(&t))).ok_or_else(|| ApiError::not_found("task", &text))
 }
 
@@ -126,7 +130,7 @@ pub(super) async fn dead_one(
     Path(text): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let id = id(&text)?;
-    let task = state.store.read(|view| view.task(&id))?.filter(|t| t.state == TaskState::Failed);
+    let task = state.read(|view| view.task(&id)).await?.filter(|t| t.state == TaskState::Failed);
     task.map(|t| Json(body::task(&t))).ok_or_else(|| ApiError::not_found("dead-letter entry", &text))
 }
 
@@ -166,16 +170,18 @@ pub(super) async fn why(
 
 /// Totals. The ratio is null as long as nothing has ended.
 pub(super) async fn summary(State(state): State<ApiState>) -> Result<Json<Value>, ApiError> {
-    let counts = state.store.read(|view| {
-        TaskState::ALL.into_iter().map(|s| Ok((s, view.count_in(s)?))).collect::<Result<Vec<_>, _>>()
-    })?;
+    let counts = state
+        .read(|view| {
+            TaskState::ALL.into_iter().map(|s| Ok((s, view.count_in(s)?))).collect::<Result<Vec<_>, _>>()
+        })
+        .await?;
     let of = |state| counts.iter().find(|(s, _)| *s == state).map_or(0, |(_, n)| *n);
     let (done, failed) = (of(TaskState::Done), of(TaskState::Failed));
     let ratio = (done + failed > 0).then(|| done as f64 / (done + failed) as f64);
     let by_state: serde_json::Map<String, Value> =
         counts.iter().map(|(s, n)| (s.as_str().to_owned(), (*n).into())).collect();
     let total: u64 = counts.iter().map(|(_, n)| n).sum();
-    let (tokens, cost) = state.store.read(|view| view.meta::<(u64, u64)>(SPENT))?.unwrap_or_default();
+    let (tokens, cost) = state.read(|view| view.meta::<(u64, u64)>(SPENT)).await?.unwrap_or_default();
     Ok(Json(json!({"total": total, "byState": by_state, "successRatio": ratio,
                    "tokensUsed": tokens, "costUnits": cost})))
 }

@@ -11,7 +11,7 @@ use crate::core::task::State;
 use crate::core::telemetry::Board;
 use crate::core::timer::{Timer, Timers};
 use crate::event::{Figures, Traffic};
-use crate::store::{Store, StoreError};
+use crate::store::{StoreError, Writer};
 use dunlin_wire::{Fence, FleetId, Tag};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,25 +20,24 @@ use std::sync::Arc;
 pub(super) const PRUNE_MS: u64 = 60_000;
 
 impl Hub {
-    /// An engine over `store`. A new store gets its fleet id here.
+    /// An engine over what `writer` writes. A new store gets its fleet id here.
     ///
     /// # Errors
     /// The store's; a record that does not read back among them.
-    pub fn open(store: Arc<Store>, setup: Setup, now: Now) -> Result<Self, StoreError> {
+    pub fn open(writer: &mut Writer<'_>, setup: Setup, now: Now) -> Result<Self, StoreError> {
         let mut rng = fastrand::Rng::with_seed(setup.seed);
-        let fleet = match store.read(|view| view.meta::<FleetId>("fleet"))? {
+        let mut write = writer.write();
+        let fleet = match write.view().meta::<FleetId>("fleet")? {
             Some(fleet) => fleet,
             None => {
                 let mut id = [0; 16];
                 rng.fill(&mut id);
-                let mut write = store.write();
                 write.put_meta("fleet", &FleetId(id))?;
-                write.commit()?;
                 FleetId(id)
             }
         };
+        writer.commit(write)?;
         let mut hub = Self {
-            store,
             setup,
             fleet,
             rng,
@@ -55,7 +54,7 @@ impl Hub {
             figures: Figures::default(),
             tails: super::tails::Tails::default(),
         };
-        hub.rebuild(now)?;
+        hub.load(writer, now)?;
         Ok(hub)
     }
 
@@ -64,9 +63,15 @@ impl Hub {
         self.fleet
     }
 
+    /// Goes back to what was acknowledged.
+    pub(super) fn rebuild(&mut self, writer: &mut Writer<'_>, now: Now) -> Result<(), StoreError> {
+        writer.recover()?;
+        self.load(writer, now)
+    }
+
     /// Forgets everything in memory and reads the store. Live leases start again at their granted length, which is
     /// later than what any agent counts; nodes are `unheard`.
-    pub(super) fn rebuild(&mut self, now: Now) -> Result<(), StoreError> {
+    fn load(&mut self, writer: &mut Writer<'_>, now: Now) -> Result<(), StoreError> {
         self.conns.clear();
         self.attempts.clear();
         self.members.clear();
@@ -75,39 +80,38 @@ impl Hub {
         self.timers = Timers::default();
         self.figures.tasks.clear();
         self.figures.queued.clear();
-        let store = self.store.clone();
-        store.read(|view| {
-            self.next_seq = view.meta("next_seq")?.unwrap_or(1);
-            self.next_fence = view.meta("next_fence")?.unwrap_or(Fence::first(0));
-            self.last_order_ms = view.meta("last_order_ms")?.unwrap_or(0);
-            self.halted = view.meta("halted")?.unwrap_or(false);
-            for node in view.nodes()? {
-                let name = node.spec.name.clone();
-                self.enroll(node, now);
-                if let Some(member) = self.members.get_mut(&name) {
-                    member.board.history = History::new(&view.series(&name)?);
-                }
+        let write = writer.write();
+        let view = write.view();
+        self.next_seq = view.meta("next_seq")?.unwrap_or(1);
+        self.next_fence = view.meta("next_fence")?.unwrap_or(Fence::first(0));
+        self.last_order_ms = view.meta("last_order_ms")?.unwrap_or(0);
+        self.halted = view.meta("halted")?.unwrap_or(false);
+        for node in view.nodes()? {
+            let name = node.spec.name.clone();
+            self.enroll(node, now);
+            if let Some(member) = self.members.get_mut(&name) {
+                member.board.history = History::new(&view.series(&name)?);
             }
-            for state in State::ALL {
-                self.figures.tasks.insert(state, view.count_in(state)?);
+        }
+        for state in State::ALL {
+            self.figures.tasks.insert(state, view.count_in(state)?);
+        }
+        let live = view.live()?;
+        for task in &live {
+            if let Some(attempt) = task.live() {
+                self.hold(task, attempt, now.mono);
             }
-            let live = view.live()?;
-            for task in &live {
-                if let Some(attempt) = task.live() {
-                    self.hold(task, attempt, now.mono);
-                }
-                if let Some(at) = task.spec.complete_by.filter(|_| !task.state.is_terminal()) {
-                    self.timers.set(Timer::Overdue(task.id.clone()), now.mono + at.saturating_sub(now.wall));
-                }
+            if let Some(at) = task.spec.complete_by.filter(|_| !task.state.is_terminal()) {
+                self.timers.set(Timer::Overdue(task.id.clone()), now.mono + at.saturating_sub(now.wall));
             }
-            let mut queued = Vec::new();
-            view.each_task_in(State::Queued, |task| queued.push(task))?;
-            for task in &queued {
-                *self.figures.queued.entry(task.spec.priority).or_default() += 1;
-                self.queue(task, now);
-            }
-            Ok(())
-        })?;
+        }
+        let mut queued = Vec::new();
+        view.each_task_in(State::Queued, |task| queued.push(task))?;
+        for task in &queued {
+            *self.figures.queued.entry(task.spec.priority).or_default() += 1;
+            self.queue(task, now);
+        }
+        writer.commit(write)?;
         self.prune_later(now);
         self.timers.set(Timer::History, now.mono + HISTORY_MS);
         Ok(())

@@ -27,7 +27,7 @@ use crate::core::telemetry::Board;
 use crate::core::timer::Timers;
 use crate::core::timing::Timing;
 use crate::event::{ApiRefusal, ConnId, Effect, Event, EventRecord, Figures, Traffic};
-use crate::store::{Store, StoreError, Write};
+use crate::store::{StoreError, Write, Writer};
 use dunlin_wire::message::{Numbered, ToAgent};
 use dunlin_wire::{ClaimId, CloseCode, Fence, FleetId, Key, NodeName, Tag, TaskId};
 use ring::signature::Ed25519KeyPair;
@@ -133,7 +133,6 @@ struct Conn {
 
 /// The engine.
 pub struct Hub {
-    store: Arc<Store>,
     setup: Setup,
     fleet: FleetId,
     rng: fastrand::Rng,
@@ -159,7 +158,7 @@ struct Turn<'s> {
     now: Now,
     granted_after_ms: Vec<u64>,
     effects: Vec<Effect>,
-    newest_event: Option<u64>,
+    events: Vec<(u64, EventRecord)>,
     room: Option<bool>,
 }
 
@@ -178,7 +177,7 @@ impl Turn<'_> {
             detail: None,
         };
         fill(&mut record);
-        self.newest_event = Some(self.write.append_event(&record)?);
+        self.events.push((self.write.append_event(&record)?, record));
         Ok(())
     }
 
@@ -192,13 +191,20 @@ impl Turn<'_> {
 
 impl Hub {
     /// Handles everything that waits: one transaction, one commit, then the effects.
-    pub fn step(&mut self, events: Vec<Event>, now: Now) -> Vec<Effect> {
-        let store = self.store.clone();
+    pub fn step(&mut self, writer: &mut Writer<'_>, events: Vec<Event>, now: Now) -> Vec<Effect> {
         let mut events = events.into_iter();
         let mut effects = Vec::new();
-        match self.turn(&store, &mut events, now, &mut effects) {
+        match self.turn(writer, &mut events, now, &mut effects) {
             Ok(()) => effects,
-            Err(error) => self.fail(error, effects, events, now),
+            Err(error) => self.fail(writer, error, effects, events, now),
+        }
+    }
+
+    /// Has the store's engine commit what only its log holds, when there is time for it or somebody waits to read.
+    pub fn catch_up(&mut self, writer: &mut Writer<'_>, now: Now) -> Vec<Effect> {
+        match writer.catch_up() {
+            Ok(()) => Vec::new(),
+            Err(error) => self.fail(writer, error, Vec::new(), std::iter::empty(), now),
         }
     }
 
@@ -209,27 +215,27 @@ impl Hub {
 
     fn turn(
         &mut self,
-        store: &Store,
+        writer: &mut Writer<'_>,
         events: &mut impl Iterator<Item = Event>,
         now: Now,
         effects: &mut Vec<Effect>,
     ) -> Result<(), StoreError> {
         let began_us = clock::micros();
         let mut turn = Turn {
-            write: store.write(),
+            write: writer.write(),
             now,
             granted_after_ms: Vec::new(),
             effects: std::mem::take(effects),
-            newest_event: None,
+            events: Vec::new(),
             room: None,
         };
         let done = self.fill(&mut turn, events);
-        let Turn { write, granted_after_ms, effects: made, newest_event, .. } = turn;
+        let Turn { write, granted_after_ms, effects: made, events, .. } = turn;
         *effects = made;
         done?;
         crate::fault::point("before_commit");
         let commit_us = clock::micros();
-        let wrote = write.commit()?;
+        let wrote = writer.commit(write)?;
         crate::fault::point("after_commit");
         let end_us = clock::micros();
         if wrote {
@@ -239,7 +245,7 @@ impl Hub {
         for waited_ms in granted_after_ms {
             self.figures.claim_latency.observe(waited_ms * 1000 + (end_us - began_us));
         }
-        effects.extend(newest_event.map(Effect::Events));
+        effects.extend((!events.is_empty()).then_some(Effect::Events(events)));
         Ok(())
     }
 
@@ -309,6 +315,7 @@ impl Hub {
     /// built again, and agents connect anew.
     fn fail(
         &mut self,
+        writer: &mut Writer<'_>,
         error: StoreError,
         effects: Vec<Effect>,
         rest: impl Iterator<Item = Event>,
@@ -328,7 +335,7 @@ impl Hub {
             replies.chain(waiting).map(|reply| Effect::Reply(reply, Err(refusal.clone()))).collect();
         let conns = std::mem::take(&mut self.conns);
         out.extend(conns.into_keys().map(|conn| Effect::Close(conn, CloseCode::StoreFailed)));
-        if let Err(error) = self.rebuild(now) {
+        if let Err(error) = self.rebuild(writer, now) {
             // The store cannot even be read: the process must not go on with a memory that nothing backs.
             tracing::error!(%error, "the store cannot be read back; stopping");
             std::process::exit(74);

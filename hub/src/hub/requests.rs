@@ -101,7 +101,7 @@ impl Hub {
         if let Some(room) = turn.room {
             return Ok(room);
         }
-        let (used, max) = self.store.bytes()?;
+        let (used, max) = turn.write.view().bytes()?;
         let room = used <= max / 10 * 9;
         turn.room = Some(room);
         Ok(room)

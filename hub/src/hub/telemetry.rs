@@ -4,7 +4,7 @@ use super::{Hub, Member, Turn};
 use crate::clock::Now;
 use crate::core::timer::Timer;
 use crate::event::BoardView;
-use crate::store::StoreError;
+use crate::store::{StoreError, Writer};
 use dunlin_wire::NodeName;
 use dunlin_wire::telemetry::{Alarm, Inventory, Sample};
 
@@ -63,16 +63,17 @@ impl Hub {
     }
 
     /// The hub stops in order: what waits for the disk goes there.
-    pub fn settle(&mut self, now: Now) {
+    pub fn settle(&mut self, writer: &mut Writer<'_>, now: Now) {
         self.timers.set(Timer::History, now.mono);
-        self.step(Vec::new(), now);
+        self.step(writer, Vec::new(), now);
+        self.catch_up(writer, now);
     }
 
     /// Rows that are over, of all nodes in one commit; those that are too old go.
     pub(super) fn keep_history(&mut self, turn: &mut Turn<'_>) -> Result<(), StoreError> {
         self.timers.set(Timer::History, turn.now.mono + HISTORY_MS);
         // Tasks need the room more.
-        let (used, max) = self.store.bytes()?;
+        let (used, max) = turn.write.view().bytes()?;
         let room = used <= max / 10 * 9;
         for (name, member) in &mut self.members {
             let history = &mut member.board.history;

@@ -50,7 +50,7 @@ impl Hub {
         figures.alarms = alarms.map(|(n, (alarm, raised))| (n.clone(), *alarm, raised.count)).collect();
         figures.connections = self.conns.len() as u64;
         figures.halted = self.halted;
-        figures.store_bytes = self.store.bytes().unwrap_or_default();
+        figures.store_bytes = turn.write.view().bytes().unwrap_or_default();
         figures
     }
 

@@ -54,7 +54,8 @@ impl Write<'_> {
         let range = (Bound::Included(first.as_slice()), Bound::Unbounded);
         let mut old = Vec::new();
         let head = first.len() - 8;
-        for row in self.store.tables[Table::History as usize].range(self.txn()?, &range)?.take(FORGET_MAX) {
+        let view = self.view();
+        for row in view.table(Table::History).range(view.txn()?, &range)?.take(FORGET_MAX) {
             let (row_key, _) = row?;
             if row_key.get(..head) != first.get(..head) || number(Table::History, row_key, head)? >= before_ms
             {

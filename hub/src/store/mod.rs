@@ -1,100 +1,38 @@
 //! The hub's truth on disk. Nothing above this module knows which engine it is (LMDB, by heed).
 //!
-//! One writer, the loop, takes a [`Write`] per batch of events and commits it; readers take a [`View`] of the last
-//! commit from any thread. Deliberately absent: decisions, and any in-memory copy of what is stored.
+//! One writer, the loop, takes a [`Write`] per batch of events and commits it; readers take a [`View`] of the engine's last
+//! commit from any thread, which may be [behind](Store::caught_up). Deliberately absent: decisions, and any in-memory copy of
+//! what is stored.
 
+mod data;
+mod error;
 mod history;
 mod log;
 mod nodes;
 mod outputs;
+mod redo;
 mod schema;
 mod sessions;
 mod tasks;
+mod write;
 
+pub use error::StoreError;
 pub use nodes::Token;
 pub use sessions::Sessions;
 pub use tasks::{Filled, TaskFilter, TaskPage};
+pub use write::{Write, Writer};
 
+use data::Data;
 use heed::types::Bytes;
-use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, RoTxn, RwTxn, WithoutTls};
+use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, RoTxn, WithoutTls};
 use schema::{FORMAT, Table};
-use serde::{Serialize, de::DeserializeOwned};
-use std::cell::OnceCell;
+use serde::de::DeserializeOwned;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::path::Path;
+use write::{Begin, Behind};
 
 /// The name in `meta` of what all settled attempts used: tokens, cost.
 pub const SPENT: &str = "spent";
-
-/// What went wrong with the store.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The file system said no.
-    #[error("{path}: {source}")]
-    Io {
-        /// The path.
-        path: PathBuf,
-        /// What it said.
-        source: std::io::Error,
-    },
-    /// Another hub runs on this directory.
-    #[error("{0}: in use by another dunlin-hub; stop it, or choose another --data")]
-    Locked(PathBuf),
-    /// The engine said no.
-    #[error("store: {0}")]
-    Engine(heed::Error),
-    /// A record does not read back. Never treated as absent.
-    #[error("the store is corrupt: a record of `{table}` does not read back; restore a backup")]
-    Corrupt {
-        /// The table.
-        table: &'static str,
-    },
-    /// The file is shorter than what its header says.
-    #[error("{path}: the store is corrupt: {bytes} bytes where {wanted} are in use; restore a backup")]
-    Truncated {
-        /// The file.
-        path: PathBuf,
-        /// Its length.
-        bytes: u64,
-        /// What the header says.
-        wanted: u64,
-    },
-    /// A record was written by a newer hub.
-    #[error(
-        "the store has a record of `{table}` in version {found}, which a newer dunlin-hub wrote: run that one, or newer"
-    )]
-    Record {
-        /// The table.
-        table: &'static str,
-        /// The version found.
-        found: u8,
-    },
-    /// It was written by a newer hub.
-    #[error("the store has format {found}, this hub reads format {}: run a newer dunlin-hub", FORMAT)]
-    Format {
-        /// The number found.
-        found: u32,
-    },
-}
-
-impl StoreError {
-    /// Whether there was no room: in the map or on the disk.
-    pub fn is_full(&self) -> bool {
-        match self {
-            StoreError::Engine(heed::Error::Mdb(e)) => *e == heed::MdbError::MapFull,
-            StoreError::Engine(heed::Error::Io(e)) => e.kind() == std::io::ErrorKind::StorageFull,
-            _ => false,
-        }
-    }
-}
-
-impl From<heed::Error> for StoreError {
-    fn from(error: heed::Error) -> Self {
-        StoreError::Engine(error)
-    }
-}
 
 type Tables = [Database<'static, Bytes, Bytes>; Table::COUNT];
 
@@ -103,7 +41,9 @@ pub struct Store {
     env: Env<WithoutTls>,
     tables: Tables,
     data: Data,
+    behind: Behind,
     bytes_max: u64,
+    sync: bool,
     // Held for as long as the store is open.
     _lock: File,
 }
@@ -153,8 +93,10 @@ impl Store {
                 Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(made))
             })?
             .unwrap_commit();
-        let store = Self { env, tables, data, bytes_max: options.bytes_max, _lock: lock };
+        let StoreOptions { bytes_max, sync } = options;
+        let store = Self { env, tables, data, behind: Behind::default(), bytes_max, sync, _lock: lock };
         store.check_format()?;
+        store.writer()?;
         Ok(store)
     }
 
@@ -162,8 +104,9 @@ impl Store {
         let mut write = self.write();
         match write.view().meta::<u32>("format")? {
             Some(FORMAT) => return Ok(()),
+            Some(1) => write.put_meta("format", &FORMAT)?,
             Some(found) => return Err(StoreError::Format { found }),
-            None if !self.tables[Table::Tasks as usize].is_empty(write.txn()?)? => {
+            None if !write.view().is_empty(Table::Tasks)? => {
                 return Err(StoreError::Corrupt { table: Table::Meta.name() });
             }
             None => write.put_meta("format", &FORMAT)?,
@@ -172,86 +115,23 @@ impl Store {
         Ok(())
     }
 
-    /// The one write transaction. It begins with the first look into it: LMDB notes each in a page of its lock file, which
-    /// the kernel then writes, and an event that needs nothing of the store, as a sign of life, should cost no flash.
+    /// A transaction that the engine commits by itself; while no [writer](Self::writer) has one.
     pub fn write(&self) -> Write<'_> {
-        Write { store: self, txn: OnceCell::new(), wrote: false }
+        Write::new(self, None)
     }
 
-    /// Calls `f` with the state of the last commit.
+    /// Calls `f` with the state of the engine's last commit.
     ///
     /// # Errors
     /// The engine's, and those of `f`.
     pub fn read<T>(&self, f: impl FnOnce(View<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let txn = self.env.read_txn()?;
-        f(View { txn: Looked::Read(&txn), tables: &self.tables })
+        f(View { txn: Looked::Read(&txn), store: self })
     }
 
-    /// Bytes in use and the bound, in bytes. Free pages inside the file are not in use.
-    ///
-    /// # Errors
-    /// The engine's.
-    pub fn bytes(&self) -> Result<(u64, u64), StoreError> {
-        let txn = self.env.read_txn()?;
-        let mut pages = 0;
-        for table in &self.tables {
-            let stat = table.stat(&txn)?;
-            pages += stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
-        }
-        let page = self.tables[0].stat(&txn)?.page_size;
-        Ok((pages as u64 * u64::from(page), self.bytes_max))
-    }
-}
-
-/// Where the first page says how long pages are, in LMDB 0.9 on 64 bits: behind the page's head, magic, version, address
-/// and size of the map.
-const PAGE_SIZE_AT: u64 = 40;
-/// Bytes that the file is kept longer than what is in use, at least, and what it is made longer by. LMDB counts pages that a
-/// transaction took and gave back, and never writes them: were they the last, the file would end before them, as if it had
-/// been cut. They are a hole, and take no room on the disk.
-const AHEAD: (u64, u64) = (1 << 20, 4 << 20);
-
-/// The engine's file, to keep it long enough.
-struct Data {
-    file: File,
-    path: PathBuf,
-    page: u64,
-    length: AtomicU64,
-}
-
-impl Data {
-    /// Checks its length, and makes it long enough.
-    fn open(env: &Env<WithoutTls>, path: PathBuf) -> Result<Self, StoreError> {
-        let io = |source| StoreError::Io { path: path.clone(), source };
-        let file = File::options().read(true).write(true).open(&path).map_err(io)?;
-        let bytes = file.metadata().map_err(io)?.len();
-        // Pages are as long as the system's were where the store was made, and that stays so elsewhere.
-        let mut page = [0; 4];
-        file.read_exact_at(&mut page, PAGE_SIZE_AT).map_err(io)?;
-        let (page, length) = (u64::from(u32::from_ne_bytes(page)), AtomicU64::new(bytes));
-        let data = Self { file, page, length, path };
-        let wanted = data.in_use(env);
-        if bytes < wanted {
-            return Err(StoreError::Truncated { path: data.path, bytes, wanted });
-        }
-        data.reach_ahead(env)?;
-        data.file.sync_all().map_err(|source| StoreError::Io { path: data.path.clone(), source })?;
-        Ok(data)
-    }
-
-    fn in_use(&self, env: &Env<WithoutTls>) -> u64 {
-        (env.info().last_page_number as u64 + 1) * self.page
-    }
-
-    /// To be called after each commit; the next one's wait for the disk makes it last.
-    fn reach_ahead(&self, env: &Env<WithoutTls>) -> Result<(), StoreError> {
-        let in_use = self.in_use(env);
-        if self.length.load(Relaxed) < in_use + AHEAD.0 {
-            let set = self.file.set_len(in_use + AHEAD.1);
-            set.map_err(|source| StoreError::Io { path: self.path.clone(), source })?;
-            self.length.store(in_use + AHEAD.1, Relaxed);
-        }
-        Ok(())
+    /// Whether the engine's next commit finds room for what the redo log may hold: on the disk, and below its bound.
+    fn has_room_behind(&self) -> bool {
+        self.data.has_room() && self.data.in_use(&self.env) + data::AHEAD.0 <= self.bytes_max
     }
 }
 
@@ -259,24 +139,13 @@ impl Data {
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     txn: Looked<'a>,
-    tables: &'a Tables,
+    store: &'a Store,
 }
 
 #[derive(Clone, Copy)]
 enum Looked<'a> {
     Read(&'a RoTxn<'a, WithoutTls>),
     Write(&'a dyn Begin),
-}
-
-/// A write transaction, whatever it outlives.
-trait Begin {
-    fn begin(&self) -> Result<&RoTxn<'_, WithoutTls>, StoreError>;
-}
-
-impl Begin for Write<'_> {
-    fn begin(&self) -> Result<&RoTxn<'_, WithoutTls>, StoreError> {
-        Ok(self.txn()?)
-    }
 }
 
 impl<'a> View<'a> {
@@ -288,7 +157,7 @@ impl<'a> View<'a> {
     }
 
     fn table(&self, table: Table) -> &'a Database<'static, Bytes, Bytes> {
-        &self.tables[table as usize]
+        &self.store.tables[table as usize]
     }
 
     fn get<T: DeserializeOwned>(&self, table: Table, key: &[u8]) -> Result<Option<T>, StoreError> {
@@ -298,75 +167,30 @@ impl<'a> View<'a> {
         }
     }
 
+    fn is_empty(&self, table: Table) -> Result<bool, StoreError> {
+        Ok(self.table(table).is_empty(self.txn()?)?)
+    }
+
+    /// Bytes in use and the bound, in bytes. Free pages inside the file are not in use.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn bytes(&self) -> Result<(u64, u64), StoreError> {
+        let (mut pages, mut page) = (0, 0);
+        for table in &self.store.tables {
+            let stat = table.stat(self.txn()?)?;
+            pages += stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
+            page = u64::from(stat.page_size);
+        }
+        Ok((pages as u64 * page, self.store.bytes_max))
+    }
+
     /// A single value by name.
     ///
     /// # Errors
     /// The engine's, or `Corrupt`.
     pub fn meta<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StoreError> {
         self.get(Table::Meta, name.as_bytes())
-    }
-}
-
-/// The one write transaction. Dropped without `commit`, nothing of it happened.
-pub struct Write<'a> {
-    store: &'a Store,
-    txn: OnceCell<RwTxn<'a>>,
-    wrote: bool,
-}
-
-impl<'a> Write<'a> {
-    /// Reads that see this transaction's writes.
-    pub fn view(&self) -> View<'_> {
-        View { txn: Looked::Write(self), tables: &self.store.tables }
-    }
-
-    fn txn(&self) -> Result<&RwTxn<'a>, StoreError> {
-        match self.txn.get() {
-            Some(txn) => Ok(txn),
-            None => {
-                let txn = self.store.env.write_txn()?;
-                Ok(self.txn.get_or_init(|| txn))
-            }
-        }
-    }
-
-    fn txn_mut(&mut self) -> Result<&mut RwTxn<'a>, StoreError> {
-        self.txn()?;
-        Ok(self.txn.get_mut().unwrap_or_else(|| unreachable!("it has begun")))
-    }
-
-    fn put<T: Serialize>(&mut self, table: Table, key: &[u8], value: &T) -> Result<(), StoreError> {
-        let bytes = schema::encode(value);
-        self.wrote = true;
-        Ok(self.store.tables[table as usize].put(self.txn_mut()?, key, &bytes)?)
-    }
-
-    fn delete(&mut self, table: Table, key: &[u8]) -> Result<bool, StoreError> {
-        self.wrote = true;
-        Ok(self.store.tables[table as usize].delete(self.txn_mut()?, key)?)
-    }
-
-    /// Sets a single value by name.
-    ///
-    /// # Errors
-    /// The engine's.
-    pub fn put_meta<T: Serialize>(&mut self, name: &str, value: &T) -> Result<(), StoreError> {
-        self.put(Table::Meta, name.as_bytes(), value)
-    }
-
-    /// Makes everything of this transaction durable at once. Costs nothing, and says `false`, when nothing was written.
-    ///
-    /// # Errors
-    /// Nothing of it happened then.
-    pub fn commit(self) -> Result<bool, StoreError> {
-        if let Some(txn) = self.txn.into_inner().filter(|_| self.wrote) {
-            txn.commit()?;
-            // It is committed: what fails here only leaves the next start a file that it may take for cut.
-            if let Err(error) = self.store.data.reach_ahead(&self.store.env) {
-                tracing::warn!(%error, "the store's file could not be made longer");
-            }
-        }
-        Ok(self.wrote)
     }
 }
 
@@ -432,7 +256,7 @@ mod tests {
         assert_eq!(states, [State::Running, State::Queued, State::Failed, State::Done]);
         let mut write = store.write();
         let bytes = [&[2], &schema::encode(&1u32)[..]].concat();
-        store.tables[Table::Meta as usize].put(write.txn_mut().unwrap(), b"later", &bytes).unwrap();
+        write.put_bytes(Table::Meta, b"later", &bytes).unwrap();
         write.put_meta("format", &7u32).unwrap();
         write.commit().unwrap();
         let later = store.read(|view| view.meta::<u32>("later"));

@@ -94,12 +94,7 @@ impl Write<'_> {
         if fresh.is_empty() {
             return Ok(held);
         }
-        self.wrote = true;
-        self.store.tables[Table::Outputs as usize].put(
-            self.txn_mut()?,
-            &piece_key(fence, stream, held),
-            fresh,
-        )?;
+        self.put_bytes(Table::Outputs, &piece_key(fence, stream, held), fresh)?;
         Ok(held + fresh.len() as u64)
     }
 
@@ -107,9 +102,6 @@ impl Write<'_> {
     pub fn remove_output(&mut self, fence: Fence) -> Result<(), StoreError> {
         let first = piece_key(fence, Stream::Stdout, 0);
         let last = piece_key(fence, Stream::Stderr, u64::MAX);
-        let range = (Bound::Included(first.as_slice()), Bound::Included(last.as_slice()));
-        self.wrote = true;
-        self.store.tables[Table::Outputs as usize].delete_range(self.txn_mut()?, &range)?;
-        Ok(())
+        self.delete_range(Table::Outputs, &first, &last)
     }
 }

@@ -3,8 +3,8 @@
 use super::StoreError;
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Format of the whole store; raised when an older hub could not read it.
-pub(super) const FORMAT: u32 = 1;
+/// Format of the whole store; raised when an older hub could not read it. 2: beside the engine's file is a redo log.
+pub(super) const FORMAT: u32 = 2;
 
 /// Version of every record's postcard body; the first byte of each value. An old version gets a branch in `decode`.
 const RECORD: u8 = 1;
@@ -25,6 +25,7 @@ macro_rules! tables {
     };
 }
 
+// The redo log names tables by their places here: new ones come last.
 tables! {
     /// name -> a single value: format, counters, fleet, halted
     Meta = "meta",

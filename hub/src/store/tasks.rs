@@ -193,7 +193,8 @@ impl Write<'_> {
     /// Forgets at most `limit` claims that were settled before `ms`.
     pub fn forget_claims(&mut self, ms: u64, limit: usize) -> Result<(), StoreError> {
         let mut old = Vec::new();
-        for row in self.store.tables[Table::Settled as usize].iter(self.txn()?)?.take(limit) {
+        let view = self.view();
+        for row in view.table(Table::Settled).iter(view.txn()?)?.take(limit) {
             let (row_key, _) = row?;
             if number(Table::Settled, row_key, 0)? >= ms {
                 break;

@@ -15,7 +15,8 @@ use world::World;
 /// Runs `steps` from `seed`, heals the world, and looks whether everything ended.
 fn run(seed: u64, steps: u64) {
     let failed = std::panic::catch_unwind(|| {
-        let mut world = World::new(seed);
+        let (_dir, store) = world::store();
+        let mut world = World::new(&store, seed);
         for _ in 0..steps {
             world.step();
         }

@@ -8,7 +8,7 @@ use dunlin_wire::job::Stream;
 use dunlin_wire::message::{Numbered, ToAgent, ToHub, Upload};
 use std::collections::BTreeMap;
 
-impl World {
+impl World<'_> {
     pub(super) fn delay(&mut self) -> u64 {
         if self.calm {
             return 1 + self.rng.u64(0..50);
@@ -176,10 +176,12 @@ impl World {
         let conn = self.open(board, true, false);
         let Some(link) = self.links.get_mut(&conn) else { return };
         link.at_board = false;
+        self.catch_up();
         let newest = self.store.read(|view| view.newest_event()).unwrap();
         for frame in frames {
             self.hub_step(vec![Event::Control { conn, frame }]);
         }
+        self.catch_up();
         let name = &self.boards[board].name;
         let events = self.store.read(|view| view.events_after(newest, 100)).unwrap();
         let revived = events.iter().any(|(_, e)| e.kind == "node.up" && e.node.as_ref() == Some(name));

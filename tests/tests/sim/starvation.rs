@@ -2,28 +2,24 @@
 
 use super::board::Board;
 use super::model::Model;
-use super::world::{answered, ask, enrol, setup};
+use super::world::{Running, answered, ask, enrol, store};
 use dunlin_agent::event::{Effect as AgentEffect, Event as AgentEvent};
 use dunlin_hub::clock::Now;
 use dunlin_hub::core::task::{State, TaskSpec};
 use dunlin_hub::core::timing::Timing;
 use dunlin_hub::event::{ConnId, Effect, Event, Request};
-use dunlin_hub::hub::Hub;
-use dunlin_hub::store::{Store, StoreOptions};
 use dunlin_wire::job::{Delivery, Job, OnDisconnect, Shell, Stream};
 use dunlin_wire::message::{ToAgent, Upload};
-use std::sync::Arc;
 
 /// One node with one slot, urgent tasks without end, and one low task: it gets its turn when its waiting is worth as
 /// much as their priority.
 pub fn run() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Arc::new(Store::open(dir.path(), StoreOptions { bytes_max: 1 << 28, sync: false }).unwrap());
+    let (_dir, store) = store();
     let timing = Timing::default();
     let mut now = Now { mono: 1_000, wall: 1_800_000_000_000 };
-    let mut hub = Hub::open(store.clone(), setup(timing.clone()), now).unwrap();
+    let mut hub = Running::open(&store, timing.clone(), now);
     let key = enrol(&mut hub, 0, 1, now);
-    let submit = |hub: &mut Hub, id: String, priority: i16, now: Now| {
+    let submit = |hub: &mut Running<'_>, id: String, priority: i16, now: Now| {
         let spec = TaskSpec {
             job: Job::Shell(Shell { argv: vec!["/x".into()], cwd: None, env: vec![] }),
             target: None,
@@ -42,7 +38,7 @@ pub fn run() {
     };
     submit(&mut hub, "low".into(), -10, now);
     submit(&mut hub, "u0".into(), 100, now);
-    let mut board = Board::new(0, key, "b0".parse().unwrap(), hub.fleet());
+    let mut board = Board::new(0, key, "b0".parse().unwrap(), hub.hub.fleet());
     let mut queue = board.start(now.mono);
     let conn = ConnId(1);
     answered(hub.step(vec![Event::Opened { conn, key, early: false }], now));
@@ -55,6 +51,7 @@ pub fn run() {
         assert!(now.mono < began + 115 * timing.ageing_ms, "low waits for {} s", (now.mono - began) / 1000);
         now.mono += 200;
         now.wall += 200;
+        hub.catch_up();
         // One urgent task always waits, so that the low one never finds the queue empty.
         if store.read(|view| view.count_in(State::Queued)).unwrap() < 2 {
             submit(&mut hub, format!("u{}", now.mono), 100, now);

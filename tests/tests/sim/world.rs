@@ -10,7 +10,7 @@ use dunlin_hub::core::task::TaskSpec;
 use dunlin_hub::core::timing::Timing;
 use dunlin_hub::event::{Answer, ApiRefusal, ConnId, Effect, Event, Request};
 use dunlin_hub::hub::{Hub, Setup};
-use dunlin_hub::store::{Store, StoreOptions};
+use dunlin_hub::store::{Store, StoreOptions, Writer};
 use dunlin_wire::job::{Delivery, Job, OnDisconnect, Shell};
 use dunlin_wire::message::{AckVerdict, Join, Numbered, Profile, Role, ToAgent, ToHub, Upload, Verdict};
 use dunlin_wire::ticket::Ticket;
@@ -68,12 +68,43 @@ pub(super) enum Asked {
 
 pub(super) type Answered = oneshot::Receiver<Result<Answer, ApiRefusal>>;
 
-pub struct World {
+/// A hub and what it writes with.
+pub(super) struct Running<'s> {
+    pub(super) hub: Hub,
+    pub(super) writer: Writer<'s>,
+}
+
+impl<'s> Running<'s> {
+    /// As a process that starts: what the redo log holds is applied.
+    pub(super) fn open(store: &'s Store, timing: Timing, now: Now) -> Self {
+        let mut writer = store.writer().unwrap();
+        let hub = Hub::open(&mut writer, setup(timing), now).unwrap();
+        Self { hub, writer }
+    }
+
+    pub(super) fn step(&mut self, events: Vec<Event>, now: Now) -> Vec<Effect> {
+        self.hub.step(&mut self.writer, events, now)
+    }
+
+    /// The engine commits, and readers see it.
+    pub(super) fn catch_up(&mut self) {
+        self.writer.catch_up().unwrap();
+    }
+}
+
+/// An empty store, in a directory that goes with it.
+pub fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), StoreOptions { bytes_max: 1 << 30, sync: false }).unwrap();
+    (dir, store)
+}
+
+pub struct World<'s> {
     pub(super) rng: fastrand::Rng,
     pub(super) now: u64,
     pub(super) wall: u64,
-    pub(super) store: Arc<Store>,
-    pub(super) hub: Option<Hub>,
+    pub(super) store: &'s Store,
+    pub(super) hub: Option<Running<'s>>,
     pub(super) boards: Vec<Board>,
     pub(super) links: BTreeMap<ConnId, Link>,
     pub(super) packets: BTreeMap<(u64, u64), (ConnId, Packet)>,
@@ -85,7 +116,6 @@ pub struct World {
     pub(super) calm: bool,
     pub(super) crashes: u64,
     pub(super) same: u64,
-    pub(super) _dir: tempfile::TempDir,
 }
 
 pub(super) fn setup(timing: Timing) -> Setup {
@@ -101,7 +131,7 @@ pub(super) fn setup(timing: Timing) -> Setup {
 }
 
 /// Asks a hub that has nothing else to do, and gives its answer.
-pub(super) fn ask(hub: &mut Hub, request: Request, now: Now) -> Answer {
+pub(super) fn ask(hub: &mut Running<'_>, request: Request, now: Now) -> Answer {
     let (reply, mut answer) = oneshot::channel();
     let effects = hub.step(vec![Event::Api { actor: "sim".into(), request, reply }], now);
     answered(effects);
@@ -117,7 +147,7 @@ pub(super) fn answered(effects: Vec<Effect>) {
 }
 
 /// Enrols a node over a connection of its own.
-pub(super) fn enrol(hub: &mut Hub, at: usize, slots: u32, now: Now) -> Key {
+pub(super) fn enrol(hub: &mut Running<'_>, at: usize, slots: u32, now: Now) -> Key {
     let node = NodeSpec {
         name: format!("b{at}").parse().unwrap(),
         tags: vec![],
@@ -141,17 +171,14 @@ pub(super) fn enrol(hub: &mut Hub, at: usize, slots: u32, now: Now) -> Key {
     key
 }
 
-impl World {
-    pub fn new(seed: u64) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let options = StoreOptions { bytes_max: 1 << 30, sync: false };
-        let store = Arc::new(Store::open(dir.path(), options).unwrap());
+impl<'s> World<'s> {
+    pub fn new(store: &'s Store, seed: u64) -> Self {
         let start = Now { mono: 1_000_000, wall: 1_800_000_000_000 };
-        let mut hub = Hub::open(store.clone(), setup(Timing::default()), start).unwrap();
+        let mut hub = Running::open(store, Timing::default(), start);
         let mut boards = Vec::new();
         for at in 0..BOARDS {
             let key = enrol(&mut hub, at, 2, start);
-            boards.push(Board::new(at, key, format!("b{at}").parse().unwrap(), hub.fleet()));
+            boards.push(Board::new(at, key, format!("b{at}").parse().unwrap(), hub.hub.fleet()));
         }
         let mut world = Self {
             rng: fastrand::Rng::with_seed(seed),
@@ -170,7 +197,6 @@ impl World {
             calm: false,
             crashes: 0,
             same: 0,
-            _dir: dir,
         };
         for at in 0..BOARDS {
             world.start_board(at);
@@ -194,7 +220,7 @@ impl World {
     /// One thing happens: whatever is next in time.
     pub fn step(&mut self) {
         let packet = self.packets.first_key_value().map(|((at, _), _)| *at);
-        let hub = self.hub.as_ref().and_then(Hub::poll_timeout);
+        let hub = self.hub.as_ref().and_then(|hub| hub.hub.poll_timeout());
         let act = (!self.calm).then_some(self.act_at);
         let boards: Vec<Option<u64>> = (0..BOARDS).map(|at| self.board_due(at)).collect();
         let at = [packet, hub, act].into_iter().chain(boards.iter().copied()).flatten().min();
@@ -233,6 +259,7 @@ impl World {
             for _ in 0..200 {
                 self.step();
             }
+            self.catch_up();
             let quiet = self.model.ids().all(|id| {
                 let task = self.store.read(|view| view.task(id)).unwrap();
                 task.is_some_and(|t| t.state.is_terminal() && t.live().is_none())
@@ -241,7 +268,8 @@ impl World {
                 break;
             }
         }
-        self.model.check_end(&self.store);
+        self.catch_up();
+        self.model.check_end(self.store);
         for board in &self.boards {
             assert!(
                 board.disk.attempts.is_empty(),
@@ -335,6 +363,9 @@ impl World {
         let now = self.clock();
         let Some(hub) = self.hub.as_mut() else { return };
         let effects = hub.step(events, now);
+        if self.rng.u8(..) < 60 {
+            hub.catch_up();
+        }
         if (40..80).contains(&fate) {
             // Dies after the commit: nobody hears of it.
             return self.restart_hub();
@@ -363,6 +394,12 @@ impl World {
         }
     }
 
+    pub(super) fn catch_up(&mut self) {
+        if let Some(hub) = &mut self.hub {
+            hub.catch_up();
+        }
+    }
+
     fn restart_hub(&mut self) {
         self.crashes += 1;
         self.hub = None;
@@ -376,8 +413,8 @@ impl World {
                 link.at_hub = false;
             }
         }
-        self.model.check_store(&self.store);
-        self.hub = Some(Hub::open(self.store.clone(), setup(Timing::default()), self.clock()).unwrap());
+        self.hub = Some(Running::open(self.store, Timing::default(), self.clock()));
+        self.model.check_store(self.store);
     }
 
     fn board_due(&self, at: usize) -> Option<u64> {

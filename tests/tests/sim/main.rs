@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
 mod board;
+mod hub;
 mod model;
 mod net;
 mod starvation;
@@ -15,7 +16,7 @@ use world::World;
 /// Runs `steps` from `seed`, heals the world, and looks whether everything ended.
 fn run(seed: u64, steps: u64) {
     let failed = std::panic::catch_unwind(|| {
-        let (_dir, store) = world::store();
+        let (_dir, store) = hub::store();
         let mut world = World::new(&store, seed);
         for _ in 0..steps {
             world.step();

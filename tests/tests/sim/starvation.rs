@@ -1,8 +1,8 @@
 //! Lanes: low work waits behind urgent work for a bounded time only.
 
 use super::board::Board;
+use super::hub::{Running, answered, ask, enrol, store};
 use super::model::Model;
-use super::world::{Running, answered, ask, enrol, store};
 use dunlin_agent::event::{Effect as AgentEffect, Event as AgentEvent};
 use dunlin_hub::clock::Now;
 use dunlin_hub::core::task::{State, TaskSpec};

@@ -77,6 +77,8 @@ pub enum Event {
         /// The stream.
         stream: Stream,
     },
+    /// Somebody waits to read what is acknowledged.
+    Read,
     /// The connection is gone.
     Closed {
         /// The connection.

@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -23,9 +24,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 const EVENTS_MAX: usize = 4096;
 /// Events of one transaction at most.
 const BATCH_MAX: usize = 1024;
-/// How long nothing comes, in milliseconds, before the store's engine commits what its log holds. Longer than an agent takes to
-/// answer a grant, so that a task is not held up by it; short, because a reader may wait.
-const QUIET_MS: u64 = 2;
+/// How long the store's engine may be behind what its log holds, in milliseconds. Who reads does not wait so long: a reader says
+/// that it is there.
+const BEHIND_MS: u64 = 1000;
 /// How long a stopping hub waits for each of its parts.
 const STOP: Duration = Duration::from_secs(2);
 /// How often it is kept where agents are.
@@ -48,8 +49,13 @@ pub fn serve(config: &Config, tls: Option<Tls>) -> Result<()> {
     let epoch = [version::ALPN, &link::UPLOADS.to_be_bytes()].concat();
     let sessions = Sessions::open(&config.data.join("sessions"), &epoch, boot.trim(), now_s)?;
     let sessions = Arc::new(sessions);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(run(config, tls, store, identity, sessions))
+    // A thread for agents and one for the API. Two threads that share their tasks wake each other for each.
+    let thread = |name: &str| {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        runtime.worker_threads(1).thread_name(name).enable_all().build()
+    };
+    let (link, api) = (thread("hub-link")?, thread("hub-api")?);
+    api.block_on(run(config, tls, store, identity, sessions, link.handle()))
 }
 
 async fn run(
@@ -58,11 +64,14 @@ async fn run(
     store: Arc<Store>,
     identity: Identity,
     sessions: Arc<Sessions>,
+    link: &Handle,
 ) -> Result<()> {
     let peers = Arc::new(Peers::default());
     let lost = sessions.peers()?;
     let setup = link::Setup { identity: &identity, sessions: sessions.clone(), lost, peers: peers.clone() };
+    let entered = link.enter();
     let endpoint = link::bind(config.quic, setup).with_context(|| format!("QUIC on {}", config.quic))?;
+    drop(entered);
     let bound = endpoint.local_addr()?;
     let listener = tokio::net::TcpListener::bind(config.http)
         .await
@@ -90,7 +99,8 @@ async fn run(
         match open() {
             Ok((writer, hub)) => {
                 drop(opened.send(Ok(hub.fleet())));
-                Driver { hub, writer, inbox, new_outboxes, outboxes: HashMap::new(), feed: told }.run();
+                Driver { hub, writer, inbox, new_outboxes, outboxes: HashMap::new(), feed: told, owed: None }
+                    .run();
             }
             Err(error) => drop(opened.send(Err(error))),
         }
@@ -99,10 +109,12 @@ async fn run(
     tracing::info!(subsystem = "scheduler", %fleet, "running");
     let lines = Lines { events: events.clone(), outboxes, peers: peers.clone() };
     let keeping = tokio::spawn(keep_peers(peers, sessions.clone()));
-    let accepting = tokio::spawn(link::accept(endpoint.clone(), lines, config.connections_max));
+    let accepting = link.spawn(link::accept(endpoint.clone(), lines, config.connections_max));
     tracing::info!(subsystem = "quic", addr = %bound, key = %identity.public(), "listening");
     tracing::info!(subsystem = "http", addr = %http, posture = config.posture().as_str(), "listening");
-    let state = ApiState::new(store, events, feed, config.rate_per_s, config.burst);
+    // They are made before the hub serves, and none while it does.
+    let tokens = store.read(|view| view.tokens())?;
+    let state = ApiState::new(store, events, feed, tokens, config.rate_per_s, config.burst);
     let (stop, stopped) = watch::channel(false);
     let stop_api = wait_for(stopped);
     // Listened to before anybody can connect, and without a certificate too: by itself the signal would end the hub.
@@ -184,6 +196,8 @@ struct Driver<'s> {
     new_outboxes: mpsc::Receiver<(ConnId, Outbox)>,
     outboxes: HashMap<ConnId, Outbox>,
     feed: Arc<Feed>,
+    // When the store's engine has to commit, in monotonic milliseconds.
+    owed: Option<u64>,
 }
 
 impl Driver<'_> {
@@ -196,20 +210,14 @@ impl Driver<'_> {
         loop {
             let now = clock::now();
             dunlin_systemd::notify("WATCHDOG=1");
-            let due = self.hub.poll_timeout().map_or(60_000, |at| at.saturating_sub(now.mono));
-            let quiet = self.writer.is_behind() && due > QUIET_MS;
-            let due = if quiet { QUIET_MS } else { due };
+            let due = self.hub.poll_timeout().into_iter().chain(self.owed).min();
+            let due = due.map_or(60_000, |at| at.saturating_sub(now.mono));
             let received = runtime.block_on(async {
                 let wait = Duration::from_millis(due);
                 tokio::time::timeout(wait, self.inbox.recv_many(&mut waiting, BATCH_MAX)).await
             });
-            match received {
-                Ok(0) => return self.hub.settle(&mut self.writer, clock::now()),
-                Err(_) if quiet => {
-                    self.catch_up();
-                    continue;
-                }
-                _ => {}
+            if received == Ok(0) {
+                return self.hub.settle(&mut self.writer, clock::now());
             }
             let closed: Vec<ConnId> = waiting
                 .iter()
@@ -229,16 +237,23 @@ impl Driver<'_> {
             for conn in closed {
                 self.outboxes.remove(&conn);
             }
-            if self.writer.is_wanted() {
-                self.catch_up();
-            }
+            self.catch_up();
         }
     }
 
+    /// Has the store's engine commit when that is due, or somebody waits to read.
     fn catch_up(&mut self) {
-        for effect in self.hub.catch_up(&mut self.writer, clock::now()) {
-            self.release(effect);
+        let now = clock::now();
+        if self.writer.is_behind() {
+            let owed = *self.owed.get_or_insert(now.mono + BEHIND_MS);
+            if now.mono < owed && !self.writer.is_wanted() {
+                return;
+            }
+            for effect in self.hub.catch_up(&mut self.writer, now) {
+                self.release(effect);
+            }
         }
+        self.owed = None;
     }
 
     fn release(&mut self, effect: Effect) {

@@ -80,7 +80,11 @@ fn a_hub_that_dies_at_its_commits_loses_nothing() {
             let id = format!("h{round}-{n}");
             std::thread::scope(|scope| {
                 // The hub dies under some submission; the next one answers it.
-                let asking = scope.spawn(|| submit(&fleet, &id, delivery));
+                let asking = scope.spawn(|| {
+                    submit(&fleet, &id, delivery);
+                    // Who reads has the engine commit.
+                    let _ = fleet.call("GET", "/v1/tasks", None);
+                });
                 while !asking.is_finished() {
                     if !hub.proc.is_running() {
                         deaths += 1;

@@ -63,9 +63,7 @@ pub(super) async fn check(
     next: Next,
 ) -> Result<Response, ApiError> {
     let now = clock::now().mono;
-    // As the engine last committed them: tokens are made before the hub serves.
-    let tokens = state.store.read(|view| view.tokens())?;
-    let Some(name) = bearer(request.headers()).and_then(|text| find(&tokens, text)) else {
+    let Some(name) = bearer(request.headers()).and_then(|text| find(&state.tokens, text)) else {
         state.limits.take(NOBODY, now).map_err(ApiError::rate_limited)?;
         let message = "a bearer token is required: `Authorization: Bearer TOKEN`";
         return Err(ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", message));

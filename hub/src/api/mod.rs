@@ -23,7 +23,7 @@ pub use tls::{Tls, TlsError};
 
 use crate::event::{Answer, Event, Request};
 use crate::feed::Feed;
-use crate::store::{Store, StoreError, View};
+use crate::store::{Store, StoreError, Token, View};
 use auth::{Actor, RateLimits};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
@@ -42,6 +42,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 #[derive(Clone)]
 pub struct ApiState {
     store: Arc<Store>,
+    tokens: Arc<[Token]>,
     events: mpsc::Sender<Event>,
     feed: Arc<Feed>,
     newest: watch::Receiver<u64>,
@@ -50,22 +51,27 @@ pub struct ApiState {
 }
 
 impl ApiState {
-    /// `events` leads into the loop, `feed` tells what happened there.
+    /// `tokens` are let in, `events` leads into the loop, `feed` tells what happened there.
     pub fn new(
         store: Arc<Store>,
         events: mpsc::Sender<Event>,
         feed: Arc<Feed>,
+        tokens: Vec<Token>,
         rate_per_s: u32,
         burst: u32,
     ) -> Self {
         let limits = Arc::new(RateLimits::new(rate_per_s, burst));
         let newest = feed.newest();
-        Self { store, events, feed, newest, limits, requests: Arc::default() }
+        Self { store, tokens: tokens.into(), events, feed, newest, limits, requests: Arc::default() }
     }
 
     /// Reads what is acknowledged.
     async fn read<T>(&self, f: impl FnOnce(View<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        self.store.caught_up().await?;
+        if self.store.is_behind() {
+            // When the loop's inbox is full, it is awake.
+            let _ = self.events.try_send(Event::Read);
+            self.store.caught_up().await?;
+        }
         self.store.read(f)
     }
 

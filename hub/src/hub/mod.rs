@@ -281,6 +281,8 @@ impl Hub {
                 self.top_up(fence, stream, turn);
                 Ok(())
             }
+            // The loop looks for who waits after each step.
+            Event::Read => Ok(()),
             Event::Closed { conn, key, by, traffic } => {
                 self.figures.traffic += traffic;
                 let name = self.member_of(key).map(|member| member.node.spec.name.clone());

@@ -2,7 +2,7 @@
 //!
 //! The engine's commit waits for the disk twice and writes every page of every tree that a transaction touched. So the loop's
 //! transactions are one to the engine, which stays open: each is added to the [redo log](super::redo), which waits once, and
-//! then acknowledged; the engine commits when nothing else is to be done, when a reader waits, and when the log is full.
+//! then acknowledged; the engine commits a little later, when a reader waits, and when the log is full.
 //! After a crash the engine's file is what it last committed, and the log is applied to it.
 
 use super::redo::{self, Change, Mark, Redo};
@@ -143,6 +143,16 @@ pub(super) struct Behind {
 }
 
 impl Store {
+    /// Whether a reader does not see yet what was acknowledged before this call. The writer is told that one wants to.
+    pub fn is_behind(&self) -> bool {
+        let behind = &self.behind;
+        let is_behind = *behind.committed.borrow() < behind.acknowledged.load(Ordering::SeqCst);
+        if is_behind {
+            behind.wanted.store(true, Ordering::SeqCst);
+        }
+        is_behind
+    }
+
     /// Waits until a reader sees what was acknowledged before this call.
     ///
     /// # Errors
@@ -150,10 +160,6 @@ impl Store {
     pub async fn caught_up(&self) -> Result<(), StoreError> {
         let acknowledged = self.behind.acknowledged.load(Ordering::SeqCst);
         let mut committed = self.behind.committed.subscribe();
-        if *committed.borrow_and_update() >= acknowledged {
-            return Ok(());
-        }
-        self.behind.wanted.store(true, Ordering::SeqCst);
         let caught_up = committed.wait_for(|committed| *committed >= acknowledged);
         match tokio::time::timeout(CATCH_UP, caught_up).await {
             Ok(Ok(_)) => Ok(()),

@@ -121,6 +121,7 @@ fn who_reads_waits_for_what_was_acknowledged() {
     let store = open(dir.path());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(store.caught_up()).unwrap();
+    assert!(!store.is_behind());
     std::thread::scope(|scope| {
         let (tell, told) = std::sync::mpsc::channel();
         let (store, behind) = (&store, &store.behind);
@@ -140,6 +141,7 @@ fn who_reads_waits_for_what_was_acknowledged() {
             writer.commit(write).unwrap();
         });
         told.recv().unwrap();
+        assert!(store.is_behind());
         runtime.block_on(store.caught_up()).unwrap();
         let said = store.read(|view| view.meta::<u32>("said")).unwrap();
         assert!(said >= Some(1) && behind.acknowledged.load(Ordering::SeqCst) >= 1);

@@ -301,11 +301,11 @@ impl Agent {
 
     /// Commits, then does. `true` when the process should end.
     fn release(&mut self, out: &mut Vec<Effect>) -> Result<bool> {
-        let mut writes = Vec::new();
-        let mut rest = Vec::new();
+        let (mut writes, mut said, mut rest) = (Vec::new(), Vec::new(), Vec::new());
         for effect in out.drain(..) {
             match effect {
                 Effect::Store(write) => writes.push(write),
+                Effect::Send(frame) => said.push(frame),
                 other => rest.push(other),
             }
         }
@@ -317,12 +317,15 @@ impl Agent {
             // can write again.
             self.store.commit(&writes).context("the journal does not commit")?;
         }
+        // In one command, so that an outcome and the claim for its slot ride in one packet.
+        if let Some(said) = ToLink::say(said) {
+            drop(self.commands.blocking_send(said));
+        }
         let mut exit = false;
         for effect in rest {
             match effect {
-                Effect::Store(_) => {}
+                Effect::Store(_) | Effect::Send(_) => {}
                 Effect::Exec(message) => self.exec.send(message),
-                Effect::Send(message) => drop(self.commands.blocking_send(ToLink::Send(message))),
                 Effect::Beat { every_ms, sample } => {
                     drop(self.commands.blocking_send(ToLink::Beat { every_ms, sample }));
                 }

@@ -9,7 +9,7 @@ use dunlin_agent::event::{Effect, Event, Loaded};
 use dunlin_agent::exec::message::{Decision, FromExec};
 use dunlin_wire::Fence;
 use dunlin_wire::job::{Outcome, Report, Stream};
-use dunlin_wire::message::{Profile, ToAgent, ToHub, Welcome};
+use dunlin_wire::message::{Profile, ToAgent, ToHub, Upload, Welcome};
 use dunlin_wire::report::Told;
 use granted::{FENCE, claims, grant, policy, setup};
 
@@ -112,4 +112,15 @@ fn a_slot_with_something_stuck_is_offered_again_when_that_is_gone() {
     assert_eq!(claims(&board.does(Event::FromExec(FromExec::Freed { fence: Fence(8) }), 2_000)), []);
     assert_eq!(claims(&board.does(Event::FromExec(FromExec::Freed { fence: FENCE }), 3_000)).len(), 1);
     assert_eq!(claims(&board.does(Event::FromExec(FromExec::Freed { fence: FENCE }), 4_000)), []);
+}
+
+#[test]
+fn an_outcome_and_the_claim_for_its_slot_are_said_in_one_turn() {
+    let mut board = Board::running(Profile::Wan);
+    let report = Box::new(Report::without_process(Outcome::Ok));
+    let ended = FromExec::Ended { fence: FENCE, report, kept: Default::default() };
+    let out = board.does(Event::FromExec(ended), 1_000);
+    let is_outcome = |effect: &Effect| matches!(effect, Effect::Send(frame) if matches!(&frame.message, ToHub::Upload(Upload::Outcome { .. })));
+    assert!(out.iter().any(is_outcome), "{out:?}");
+    assert_eq!(claims(&out).len(), 1);
 }

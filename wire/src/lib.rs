@@ -8,6 +8,7 @@ pub mod actuation;
 pub mod backoff;
 pub mod bundle;
 pub mod close;
+pub mod company;
 pub mod datagram;
 pub mod envelope;
 pub mod frame;

@@ -6,6 +6,7 @@ mod join;
 mod known;
 mod meter;
 mod probe;
+mod say;
 mod session;
 mod tls;
 
@@ -62,8 +63,8 @@ pub enum ToLink {
         /// Bytes.
         credit: u64,
     },
-    /// Say this. A `Hello` is the first of a connection.
-    Send(Numbered),
+    /// Say these, in one packet if they fit. A `Hello` is the first of a connection.
+    Send(Vec<Numbered>),
     /// A sign of life; may be lost.
     Beat {
         /// Longest time until the next, in milliseconds; 0: as often as the hub asked for.
@@ -82,6 +83,13 @@ pub enum ToLink {
     },
     /// Drop the connection and make another.
     Reconnect,
+}
+
+impl ToLink {
+    /// What a turn of the core has to say; `None` when that is nothing.
+    pub fn say(frames: Vec<Numbered>) -> Option<Self> {
+        (!frames.is_empty()).then_some(Self::Send(frames))
+    }
 }
 
 /// How the link is, for `status`.

@@ -1,13 +1,14 @@
 //! One connection: the control stream both ways, and an upload stream per attempt.
 
 use super::meter::Meter;
+use super::say::{from_hello, write};
 use super::{CONNECT, ToLink, Unsent};
 use crate::clock;
 use crate::event::{Effect, Event};
 use dunlin_wire::datagram::{FromAgent, FromHub};
 use dunlin_wire::frame::{self, Decoder};
 use dunlin_wire::job::Stream;
-use dunlin_wire::message::{Early, Numbered, ToAgent, ToHub, Upload};
+use dunlin_wire::message::{Early, ToAgent, Upload};
 use dunlin_wire::prober::{Action, Prober};
 use dunlin_wire::{CloseCode, Fence, limits};
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt, ZeroRttAccepted};
@@ -19,13 +20,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-/// Messages that may wait to be written. A hub that does not read so many is not there.
+/// Turns of the core whose messages may wait to be written. A hub that does not read so many is not there.
 const WAITING_MAX: usize = 1024;
 /// Pieces of live output that may wait per attempt; more are dropped, the outcome brings them.
 const LIVE_MAX: usize = 64;
-
-/// How long a message that nobody waits for may wait for company.
-const WAIT: Duration = Duration::from_millis(5);
 
 /// The loop is gone: the process ends.
 pub(super) struct Gone;
@@ -107,15 +105,15 @@ async fn begin_early(
             taken = &mut done => break taken,
             command = ends.commands.recv() => command.ok_or(Gone)?,
         };
-        let ToLink::Send(frame) = command else { continue };
-        said_hello |= matches!(&frame.message, ToHub::Hello(_));
-        if let (true, Ok(early)) = (said_hello, Early::try_from(frame)) {
-            let mut bytes = Vec::new();
-            let pushed = frame::push(&mut bytes, early.frame(), limits::FRAME_MAX);
-            if pushed.is_ok() && send.write_all(&bytes).await.is_err() && connection.close_reason().is_some()
-            {
-                return Ok(First::Over);
-            }
+        let ToLink::Send(mut frames) = command else { continue };
+        from_hello(&mut frames, &mut said_hello);
+        let mut bytes = Vec::new();
+        for early in frames.into_iter().filter_map(|frame| Early::try_from(frame).ok()) {
+            // A message that fits no frame is left out, as if it had been lost with the early data.
+            let _pushed = frame::push(&mut bytes, early.frame(), limits::FRAME_MAX);
+        }
+        if !bytes.is_empty() && send.write_all(&bytes).await.is_err() && connection.close_reason().is_some() {
+            return Ok(First::Over);
         }
     };
     if connection.close_reason().is_some() {
@@ -185,7 +183,7 @@ async fn steady(
             }
             _ = connection.closed() => return Ok(Ended::Stood),
         };
-        let Ok(command) = command else {
+        let Ok(mut command) = command else {
             // The last words, Leaving among them, are given a moment to go out.
             drop(outbox);
             let flush = async { while tasks.join_next().await.is_some() {} };
@@ -193,7 +191,9 @@ async fn steady(
             close(connection, CloseCode::Leaving);
             return Err(Gone);
         };
-        said_hello |= matches!(&command, ToLink::Send(Numbered { message: ToHub::Hello(_), .. }));
+        if let ToLink::Send(frames) = &mut command {
+            from_hello(frames, &mut said_hello);
+        }
         if !said_hello {
             continue;
         }
@@ -209,8 +209,8 @@ async fn steady(
                 };
                 datagram(connection, &beat);
             }
-            ToLink::Send(message) => {
-                if outbox.try_send(message).is_err() {
+            ToLink::Send(frames) => {
+                if outbox.try_send(frames).is_err() {
                     close(connection, CloseCode::Leaving);
                 }
             }
@@ -315,29 +315,6 @@ fn begin(
         }
     });
     pieces
-}
-
-async fn write(mut send: SendStream, mut waiting: mpsc::Receiver<Numbered>) {
-    let mut batch = Vec::new();
-    while waiting.recv_many(&mut batch, 64).await > 0 {
-        // A job that is over at once says all it has to say in one packet.
-        let more =
-            async { while batch.iter().all(can_wait) && waiting.recv_many(&mut batch, 64).await > 0 {} };
-        let _late = tokio::time::timeout(WAIT, more).await;
-        let mut bytes = Vec::new();
-        for message in batch.drain(..) {
-            if let Err(error) = frame::push(&mut bytes, &message, limits::FRAME_MAX) {
-                tracing::error!(%error, "a message does not fit a frame");
-            }
-        }
-        if send.write_all(&bytes).await.is_err() {
-            return;
-        }
-    }
-}
-
-fn can_wait(frame: &Numbered) -> bool {
-    matches!(frame.message, ToHub::Accepted { .. } | ToHub::Started { .. })
 }
 
 async fn read(mut recv: RecvStream, connection: Connection, events: mpsc::Sender<Event>) {

@@ -123,7 +123,14 @@ pub(super) async fn run(seat: Seat, notes: Sender<Note>, mut stop: watch::Receiv
     waiting.push(Event::FromExec(FromExec::Policy(policy)));
     loop {
         board.handle(&mut waiting, &mut out);
-        for command in out.drain(..).filter_map(command) {
+        let (mut said, mut rest) = (Vec::new(), Vec::new());
+        for effect in out.drain(..) {
+            match effect {
+                Effect::Send(frame) => said.push(frame),
+                other => rest.extend(command(other)),
+            }
+        }
+        for command in ToLink::say(said).into_iter().chain(rest) {
             if commands.send(command).await.is_err() {
                 return;
             }
@@ -147,12 +154,12 @@ pub(super) async fn run(seat: Seat, notes: Sender<Note>, mut stop: watch::Receiv
 /// What goes to the link.
 fn command(effect: Effect) -> Option<ToLink> {
     match effect {
-        Effect::Send(message) => Some(ToLink::Send(message)),
         Effect::Beat { every_ms, sample } => Some(ToLink::Beat { every_ms, sample }),
         Effect::Upload { fence, have } => Some(ToLink::Upload { fence, have }),
         Effect::Reconnect => Some(ToLink::Reconnect),
-        // A job here writes nothing, and no agent is told to stop.
-        Effect::Store(_)
+        // What is said goes in one command, a job here writes nothing, and no agent is told to stop.
+        Effect::Send(_)
+        | Effect::Store(_)
         | Effect::Exec(_)
         | Effect::Live { .. }
         | Effect::Tail { .. }

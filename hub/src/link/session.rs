@@ -4,10 +4,11 @@ use super::again::Again;
 use super::{HELLO, Lines, Outbox, SHED_MS, Said, UPLOADS, UPLOADS_MAX};
 use crate::clock;
 use crate::event::{ConnId, Event};
+use dunlin_wire::company::{ACK_MS, Company, SOON_MS};
 use dunlin_wire::datagram::{FromAgent, FromHub};
 use dunlin_wire::frame::{self, Decoder, FrameError};
 use dunlin_wire::message::{Numbered, ToAgent, Upload};
-use dunlin_wire::{CloseCode, Key, limits};
+use dunlin_wire::{CloseCode, Fence, Key, limits};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
@@ -192,27 +193,28 @@ async fn control(
 }
 
 async fn write(Outbox { waiting, connection, said }: &Outbox, mut send: SendStream, again: &Mutex<Again>) {
+    let (mut company, mut lease_ms) = (Company::default(), 0);
     loop {
-        let mut taken = Vec::new();
-        let due = lock(again).poll_timeout();
+        let due = [lock(again).poll_timeout(), company.poll_timeout()].into_iter().flatten().min();
         let wait = Duration::from_millis(due.map_or(0, |at| at.saturating_sub(clock::now().mono)));
         tokio::select! {
-            messages = waiting.take() => taken = messages,
+            messages = waiting.take() => handle_messages(&mut company, &mut lease_ms, messages, clock::now().mono),
             () = tokio::time::sleep(wait), if due.is_some() => {
                 for bytes in lock(again).poll(clock::now().mono, connection.stats().udp_rx.datagrams) {
                     let _lost = connection.send_datagram(bytes.into());
                 }
             }
         }
-        if taken.is_empty() {
+        let (now, rtt) = (clock::now().mono, connection.rtt().as_millis() as u64);
+        let messages = company.poll(now);
+        if messages.is_empty() {
             continue;
         }
         let mut bytes = Vec::new();
-        let (now, rtt) = (clock::now().mono, connection.rtt().as_millis() as u64);
         let room = connection.max_datagram_size().unwrap_or(0);
         let path = connection.stats().path;
         lock(again).handle_packets([path.sent_packets, path.lost_packets]);
-        for message in taken {
+        for message in messages {
             lock(again).handle_sent(&message, now, rtt, room);
             if let Err(error) = frame::push(&mut bytes, &message, limits::FRAME_MAX) {
                 // The API bounds a task below this; a grant that cannot be said is taken back by its lease.
@@ -224,6 +226,29 @@ async fn write(Outbox { waiting, connection, said }: &Outbox, mut send: SendStre
             return;
         }
     }
+}
+
+/// An acknowledgement waits for the next grant, and with it what was to renew the lease that it ends. A lease that becomes
+/// longer than any granted on this connection (a task carries on without us) waits for nothing: the link may be cut next.
+fn handle_messages(company: &mut Company<ToAgent>, granted_ms: &mut u64, messages: Vec<ToAgent>, now: u64) {
+    let settled: Vec<Fence> = messages.iter().filter_map(acknowledged).collect();
+    for message in &messages {
+        if let ToAgent::Grant(grant) = message {
+            *granted_ms = grant.lease_ms.max(*granted_ms);
+        }
+    }
+    company.handle(messages, now, |message| match message {
+        ToAgent::Ack { .. } => ACK_MS,
+        ToAgent::Renewed { leases, .. } if leases.iter().all(|(_, ms)| ms <= granted_ms) => SOON_MS,
+        _ => 0,
+    });
+    company.put_off(now + ACK_MS, |message| {
+        matches!(message, ToAgent::Renewed { leases, .. } if leases.iter().all(|(fence, _)| settled.contains(fence)))
+    });
+}
+
+fn acknowledged(message: &ToAgent) -> Option<Fence> {
+    if let ToAgent::Ack { fence, .. } = message { Some(*fence) } else { None }
 }
 
 fn lock(again: &Mutex<Again>) -> std::sync::MutexGuard<'_, Again> {
@@ -334,5 +359,38 @@ fn code_of(error: FrameError) -> CloseCode {
     match error {
         FrameError::TooLarge { .. } => CloseCode::TooLarge,
         FrameError::Garbage => CloseCode::Garbage,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dunlin_wire::message::AckVerdict;
+
+    #[test]
+    fn an_acknowledgement_waits_for_the_grant_and_a_lease_that_goes_on_does_not() {
+        let renewed = |fence| ToAgent::Renewed { heard: 1, leases: vec![(Fence(fence), 30_000)] };
+        let ack = ToAgent::Ack { fence: Fence(1), verdict: AckVerdict::Applied };
+        let said: &[(&[ToAgent], u64)] = &[
+            (&[ack.clone()], 120),
+            (&[renewed(1)], 105),
+            (&[renewed(1), ack.clone()], 120),
+            (&[renewed(2), ack.clone()], 105),
+            (&[ack, ToAgent::Moved], 100),
+        ];
+        for (messages, at) in said {
+            let mut company = Company::default();
+            handle_messages(&mut company, &mut 30_000, messages.to_vec(), 100);
+            assert_eq!(company.poll_timeout(), Some(*at), "{messages:?}");
+        }
+        // Said one after the other.
+        let mut company = Company::default();
+        handle_messages(&mut company, &mut 30_000, vec![renewed(1)], 100);
+        let ack = ToAgent::Ack { fence: Fence(1), verdict: AckVerdict::Applied };
+        handle_messages(&mut company, &mut 30_000, vec![ack], 102);
+        assert_eq!(company.poll_timeout(), Some(122));
+        // Longer than what was granted.
+        handle_messages(&mut company, &mut 29_999, vec![renewed(2)], 103);
+        assert_eq!(company.poll_timeout(), Some(103));
     }
 }

@@ -51,8 +51,10 @@ impl<T> Company<T> {
 mod tests {
     use super::*;
 
-    /// Each message is how long it may wait.
-    fn company(said: &[(u64, &[u64])]) -> Company<u64> {
+    /// When it was said, and of each message how long it may wait.
+    type Turn = (u64, &'static [u64]);
+
+    fn company(said: &[Turn]) -> Company<u64> {
         let mut company = Company::default();
         said.iter().for_each(|(now, messages)| company.handle(messages.to_vec(), *now, |wait| *wait));
         company
@@ -60,7 +62,7 @@ mod tests {
 
     #[test]
     fn all_go_when_the_first_must() {
-        let said: &[(&[(u64, &[u64])], Option<u64>)] = &[
+        let said: &[(&[Turn], Option<u64>)] = &[
             (&[], None),
             (&[(5, &[])], None),
             (&[(5, &[0])], Some(5)),

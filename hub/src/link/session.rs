@@ -372,7 +372,7 @@ mod tests {
         let renewed = |fence| ToAgent::Renewed { heard: 1, leases: vec![(Fence(fence), 30_000)] };
         let ack = ToAgent::Ack { fence: Fence(1), verdict: AckVerdict::Applied };
         let said: &[(&[ToAgent], u64)] = &[
-            (&[ack.clone()], 120),
+            (std::slice::from_ref(&ack), 120),
             (&[renewed(1)], 105),
             (&[renewed(1), ack.clone()], 120),
             (&[renewed(2), ack.clone()], 105),

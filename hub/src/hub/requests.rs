@@ -60,8 +60,15 @@ impl Hub {
     }
 
     fn submit(&mut self, id: Option<TaskId>, spec: TaskSpec, turn: &mut Turn<'_>) -> Answered {
-        let id = id.unwrap_or_else(|| made_id(self.next_seq, self.rng.u64(..)));
-        if let Some(task) = turn.write.view().task(&id)? {
+        let (id, known) = match id {
+            Some(id) => {
+                let known = turn.write.view().task(&id)?;
+                (id, known)
+            }
+            // Of a number that is nobody else's.
+            None => (made_id(self.next_seq, self.rng.u64(..)), None),
+        };
+        if let Some(task) = known {
             let same = task.spec == spec;
             return Ok(if same {
                 Ok(Answer::Submitted { task: Box::new(task), duplicate: true })

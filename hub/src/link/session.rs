@@ -376,7 +376,7 @@ mod tests {
             (&[renewed(1)], 105),
             (&[renewed(1), ack.clone()], 120),
             (&[renewed(2), ack.clone()], 105),
-            (&[ack, ToAgent::Moved], 100),
+            (&[ack.clone(), ToAgent::Moved], 100),
         ];
         for (messages, at) in said {
             let mut company = Company::default();

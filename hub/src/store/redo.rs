@@ -21,6 +21,8 @@ pub(super) const CHANGES_MAX: u32 = 2048;
 /// Bytes of a record before its body.
 const HEAD: usize = MARK + 4 + SUM;
 const MARK: usize = 16;
+/// What the log is filled in, in bytes.
+const BLOCK: usize = 4096;
 const SUM: usize = 16;
 
 /// Says which records count.
@@ -114,19 +116,37 @@ impl Redo {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(StoreError::NoRedo(path)),
             file => file.map_err(io)?,
         };
-        let bytes = file.metadata().map_err(io)?.len();
-        if bytes < BYTES {
-            if mark.is_some() {
-                return Err(StoreError::NoRedo(path));
-            }
-            // Written, not only made longer: so a record is put where there is room already, and its sync waits for less.
-            file.write_all_at(&vec![0; BYTES as usize], 0).map_err(io)?;
-            if sync {
-                file.sync_all().and_then(|()| File::open(dir)?.sync_all()).map_err(io)?;
-            }
+        if mark.is_some() && file.metadata().map_err(io)?.len() < BYTES {
+            return Err(StoreError::NoRedo(path));
         }
-        let mark = mark.unwrap_or_default();
-        Ok(Self { file, path, mark, end: 0, changes: 0, sync })
+        let redo = Self { file, path, mark: mark.unwrap_or_default(), end: 0, changes: 0, sync };
+        if mark.is_none() {
+            redo.blank()?;
+        }
+        Ok(redo)
+    }
+
+    /// Fills the log with zeros: nothing in it counts any more.
+    ///
+    /// Written, not only made longer: so a record is put where there is room already, and its sync waits for less. In small
+    /// pieces, and after the kernel has dropped what it keeps of the file: it keeps a file in pieces as large as they were read
+    /// or written, and goes through all of one for each record that is added to it (50 us more of 320 with Linux 6.18).
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(super) fn blank(&self) -> Result<(), StoreError> {
+        let blank = || -> std::io::Result<()> {
+            rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed)?;
+            for at in (0..BYTES).step_by(BLOCK) {
+                self.file.write_all_at(&[0; BLOCK], at)?;
+            }
+            if self.sync {
+                self.file.sync_all()?;
+                self.path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())?;
+            }
+            Ok(())
+        };
+        blank().map_err(|source| StoreError::Io { path: self.path.clone(), source })
     }
 
     /// Whether it holds records.

@@ -180,6 +180,7 @@ impl Store {
             tracing::debug!(records = bodies.len(), "applying the redo log");
             writer.apply(&bodies)?;
         }
+        writer.redo.blank()?;
         Ok(writer)
     }
 }

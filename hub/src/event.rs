@@ -161,6 +161,8 @@ pub enum Request {
     Cancel(TaskId),
     /// Queue a failed task again.
     Retry(TaskId),
+    /// One task.
+    Task(TaskId),
     /// Why is a task not running?
     Why(TaskId),
     /// All nodes, by name.

@@ -116,13 +116,13 @@ pub(super) async fn dead(
     page(&state, &query(listing)?, Some(TaskState::Failed)).await
 }
 
+/// Asked again and again by whoever waits for a task: so the loop is asked, which has it without a commit of the store's engine.
 pub(super) async fn show(
     State(state): State<ApiState>,
+    Extension(actor): Extension<Actor>,
     Path(text): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let id = id(&text)?;
-    let task = state.read(|view| view.task(&id)).await?;
-    task.map(|t| Json(body::task(&t))).ok_or_else(|| ApiError::not_found("task", &text))
+    task(&state, &actor, Request::Task(id(&text)?)).await
 }
 
 pub(super) async fn dead_one(
@@ -134,7 +134,8 @@ pub(super) async fn dead_one(
     task.map(|t| Json(body::task(&t))).ok_or_else(|| ApiError::not_found("dead-letter entry", &text))
 }
 
-async fn moved(state: &ApiState, actor: &Actor, request: Request) -> Result<Json<Value>, ApiError> {
+/// Asks for a task.
+async fn task(state: &ApiState, actor: &Actor, request: Request) -> Result<Json<Value>, ApiError> {
     match state.ask(actor, request).await? {
         Answer::Task(task) => Ok(Json(body::task(&task))),
         _ => Err(mismatch()),
@@ -146,7 +147,7 @@ pub(super) async fn cancel(
     Extension(actor): Extension<Actor>,
     Path(text): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    moved(&state, &actor, Request::Cancel(id(&text)?)).await
+    task(&state, &actor, Request::Cancel(id(&text)?)).await
 }
 
 pub(super) async fn retry(
@@ -154,7 +155,7 @@ pub(super) async fn retry(
     Extension(actor): Extension<Actor>,
     Path(text): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    moved(&state, &actor, Request::Retry(id(&text)?)).await
+    task(&state, &actor, Request::Retry(id(&text)?)).await
 }
 
 pub(super) async fn why(

@@ -49,7 +49,8 @@ pub(super) fn row(request: &Request) -> Option<Row> {
         }
         Request::Halt => ("fleet.halt", String::new()),
         Request::Resume => ("fleet.resume", String::new()),
-        Request::Why(_)
+        Request::Task(_)
+        | Request::Why(_)
         | Request::Nodes
         | Request::Node(_)
         | Request::Probe(_)

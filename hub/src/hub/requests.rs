@@ -27,6 +27,10 @@ impl Hub {
                 self.move_task(&id, Input::Cancel { by: CancelledBy::Operator }, "cancelled", turn)
             }
             Request::Retry(id) => self.move_task(&id, Input::Retry, "retried", turn),
+            Request::Task(id) => Ok(match turn.write.view().task(&id)? {
+                Some(task) => Ok(Answer::Task(Box::new(task))),
+                None => Err(ApiRefusal::UnknownTask(id)),
+            }),
             Request::Why(id) => Ok(match turn.write.view().task(&id)? {
                 Some(task) => Ok(Answer::Why(self.why(&task, turn))),
                 None => Err(ApiRefusal::UnknownTask(id)),

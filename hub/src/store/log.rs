@@ -76,8 +76,9 @@ impl Write<'_> {
     /// # Errors
     /// The engine's; as everywhere here.
     pub fn append_event(&mut self, event: &EventRecord) -> Result<u64, StoreError> {
-        let id = self.view().newest(Table::Events)? + 1;
-        self.append(Table::Events, id, event, EVENTS_MAX)
+        let newest = self.newest.event.map_or_else(|| self.view().newest(Table::Events), Ok)?;
+        self.newest.event = Some(newest + 1);
+        self.append(Table::Events, newest + 1, event, EVENTS_MAX)
     }
 
     /// Appends an audit row of what somebody did.
@@ -92,9 +93,14 @@ impl Write<'_> {
         self.append(Table::Decisions, id, row, DECISIONS_MAX)
     }
 
-    fn next_audit(&self) -> Result<u64, StoreError> {
-        let view = self.view();
-        Ok(view.newest(Table::Audit)?.max(view.newest(Table::Decisions)?) + 1)
+    /// One sequence for both tables.
+    fn next_audit(&mut self) -> Result<u64, StoreError> {
+        let newest = match self.newest.audit {
+            Some(newest) => newest,
+            None => self.view().newest(Table::Audit)?.max(self.view().newest(Table::Decisions)?),
+        };
+        self.newest.audit = Some(newest + 1);
+        Ok(newest + 1)
     }
 
     fn append<T: serde::Serialize>(

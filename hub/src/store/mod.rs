@@ -29,7 +29,7 @@ use schema::{FORMAT, Table};
 use serde::de::DeserializeOwned;
 use std::fs::File;
 use std::path::Path;
-use write::{Begin, Behind};
+use write::{Begin, Behind, Newest};
 
 /// The name in `meta` of what all settled attempts used: tokens, cost.
 pub const SPENT: &str = "spent";
@@ -117,7 +117,7 @@ impl Store {
 
     /// A transaction that the engine commits by itself; while no [writer](Self::writer) has one.
     pub fn write(&self) -> Write<'_> {
-        Write::new(self, None)
+        Write::new(self, None, Newest::default())
     }
 
     /// Calls `f` with the state of the engine's last commit.

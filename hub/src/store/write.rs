@@ -40,12 +40,20 @@ pub struct Write<'a> {
     // For the log; nothing once it is longer than that.
     body: Vec<u8>,
     changes: u32,
+    pub(super) newest: Newest,
+}
+
+/// The newest ids of rows that are only added to, once they were looked up.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Newest {
+    pub(super) event: Option<u64>,
+    pub(super) audit: Option<u64>,
 }
 
 impl<'a> Write<'a> {
-    pub(super) fn new(store: &'a Store, open: Option<RwTxn<'a>>) -> Self {
+    pub(super) fn new(store: &'a Store, open: Option<RwTxn<'a>>, newest: Newest) -> Self {
         let txn = open.map_or_else(OnceCell::new, OnceCell::from);
-        Self { store, txn, body: Vec::new(), changes: 0 }
+        Self { store, txn, body: Vec::new(), changes: 0, newest }
     }
 
     /// Reads that see this transaction's writes.
@@ -174,7 +182,7 @@ impl Store {
     pub fn writer(&self) -> Result<Writer<'_>, StoreError> {
         let mark = self.read(|view| view.meta::<Mark>(MARK))?;
         let redo = Redo::open(self.env.path(), mark, self.sync)?;
-        let mut writer = Writer { store: self, open: None, redo };
+        let mut writer = Writer { store: self, open: None, redo, newest: Newest::default() };
         let bodies = if mark.is_some() { writer.redo.bodies(false)? } else { Vec::new() };
         if mark.is_none() || !bodies.is_empty() {
             tracing::debug!(records = bodies.len(), "applying the redo log");
@@ -191,12 +199,13 @@ pub struct Writer<'s> {
     // Holds what the log holds.
     open: Option<RwTxn<'s>>,
     redo: Redo,
+    newest: Newest,
 }
 
 impl<'s> Writer<'s> {
     /// The next transaction. One that is not committed takes with it what the log holds: [recover](Self::recover) then.
     pub fn write(&mut self) -> Write<'s> {
-        Write::new(self.store, self.open.take())
+        Write::new(self.store, self.open.take(), self.newest)
     }
 
     /// Makes a transaction durable. Costs nothing, and says `false`, when nothing was written.
@@ -204,7 +213,7 @@ impl<'s> Writer<'s> {
     /// # Errors
     /// Nothing of it happened, and [recover](Self::recover) has to say so to the disk.
     pub fn commit(&mut self, write: Write<'s>) -> Result<bool, StoreError> {
-        let Write { txn, body, changes, .. } = write;
+        let Write { txn, body, changes, newest, .. } = write;
         let Some(txn) = txn.into_inner() else { return Ok(false) };
         if changes == 0 {
             self.open = self.redo.is_used().then_some(txn);
@@ -218,6 +227,7 @@ impl<'s> Writer<'s> {
         } else {
             self.commit_all(txn)?;
         }
+        self.newest = newest;
         Ok(true)
     }
 

@@ -27,6 +27,8 @@ const BATCH_MAX: usize = 1024;
 /// How long the store's engine may be behind what its log holds, in milliseconds. Who reads does not wait so long: a reader says
 /// that it is there.
 const BEHIND_MS: u64 = 1000;
+/// systemd is told that the loop turns no more often than this, in milliseconds: it takes a system call.
+const WATCHDOG_MS: u64 = 1000;
 /// How long a stopping hub waits for each of its parts.
 const STOP: Duration = Duration::from_secs(2);
 /// How often it is kept where agents are.
@@ -206,10 +208,13 @@ impl Driver<'_> {
             Ok(runtime) => runtime,
             Err(error) => return tracing::error!(%error, "the loop has no timer"),
         };
-        let mut waiting = Vec::new();
+        let (mut waiting, mut told) = (Vec::new(), 0);
         loop {
             let now = clock::now();
-            dunlin_systemd::notify("WATCHDOG=1");
+            if now.mono >= told + WATCHDOG_MS {
+                dunlin_systemd::notify("WATCHDOG=1");
+                told = now.mono;
+            }
             let due = self.hub.poll_timeout().into_iter().chain(self.owed).min();
             let due = due.map_or(60_000, |at| at.saturating_sub(now.mono));
             let received = runtime.block_on(async {

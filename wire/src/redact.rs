@@ -13,11 +13,8 @@ pub fn arguments(argv: &[String]) -> Vec<String> {
         let secret = hide || looks_secret(arg);
         // What follows `--token` is one, what follows `--token=x` is not.
         hide = arg.starts_with('-') && !arg.contains('=') && names_secret(arg);
-        shown.push(match secret {
-            true if hide => arg.chars().take(ARG_CHARS).collect(),
-            true => "[redacted]".to_owned(),
-            false => arg.chars().take(ARG_CHARS).collect(),
-        });
+        let end = arg.char_indices().nth(ARG_CHARS).map_or(arg.len(), |(at, _)| at);
+        shown.push(if secret && !hide { "[redacted]" } else { &arg[..end] }.to_owned());
     }
     if argv.len() > ARGS_MAX {
         shown.push(format!("[{} more]", argv.len() - ARGS_MAX));

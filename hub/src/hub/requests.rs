@@ -112,8 +112,7 @@ impl Hub {
         if let Some(room) = turn.room {
             return Ok(room);
         }
-        let (used, max) = turn.write.view().bytes()?;
-        let room = used <= max / 10 * 9;
+        let room = turn.write.view().has_room()?;
         turn.room = Some(room);
         Ok(room)
     }

@@ -73,8 +73,7 @@ impl Hub {
     pub(super) fn keep_history(&mut self, turn: &mut Turn<'_>) -> Result<(), StoreError> {
         self.timers.set(Timer::History, turn.now.mono + HISTORY_MS);
         // Tasks need the room more.
-        let (used, max) = turn.write.view().bytes()?;
-        let room = used <= max / 10 * 9;
+        let room = turn.write.view().has_room()?;
         for (name, member) in &mut self.members {
             let history = &mut member.board.history;
             let rows = history.flush(turn.now.wall);

@@ -171,6 +171,16 @@ impl<'a> View<'a> {
         Ok(self.table(table).is_empty(self.txn()?)?)
     }
 
+    /// Whether a tenth of the bound is free.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn has_room(&self) -> Result<bool, StoreError> {
+        let most = self.store.bytes_max / 10 * 9;
+        // The file's pages, free ones too, are known without a look at each table.
+        Ok(self.store.data.in_use(&self.store.env) <= most || self.bytes()?.0 <= most)
+    }
+
     /// Bytes in use and the bound, in bytes. Free pages inside the file are not in use.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use super::schema::Table;
 use ring::digest::{Context, SHA256};
 use ring::rand::{SecureRandom, SystemRandom};
 use std::fs::File;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Length of the file, in bytes.
@@ -118,6 +118,12 @@ impl Redo {
         };
         if mark.is_some() && file.metadata().map_err(io)?.len() < BYTES {
             return Err(StoreError::NoRedo(path));
+        }
+        if mark.is_none()
+            && let Ok(data) = std::fs::metadata(dir.join("data.mdb"))
+        {
+            // `doctor` may be the first to open a store after an upgrade, and run by root.
+            std::os::unix::fs::fchown(&file, Some(data.uid()), Some(data.gid())).map_err(io)?;
         }
         let redo = Self { file, path, mark: mark.unwrap_or_default(), end: 0, changes: 0, sync };
         if mark.is_none() {
@@ -300,6 +306,18 @@ mod tests {
         assert_eq!(changes(&body).collect::<Option<Vec<_>>>().unwrap(), all);
         body.truncate(body.len() - 1);
         assert_eq!(changes(&body).last(), Some(None));
+    }
+
+    #[test]
+    fn a_log_is_made_for_the_owner_of_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = File::create(dir.path().join("data.mdb")).unwrap();
+        if std::os::unix::fs::fchown(&data, Some(4711), Some(4712)).is_err() {
+            return println!("skipped: to give files away needs root");
+        }
+        let redo = Redo::open(dir.path(), None, false).unwrap();
+        let made = redo.file.metadata().unwrap();
+        assert_eq!((made.uid(), made.gid(), made.mode() & 0o777), (4711, 4712, 0o600));
     }
 
     #[test]

@@ -31,7 +31,7 @@ impl Feed {
         recent.extend(events.into_iter().map(|(id, event)| (id, Arc::new(event))));
         let surplus = recent.len().saturating_sub(EVENTS_MAX);
         recent.drain(..surplus);
-        drop(recent);
+        // Under the lock: nobody is given an event that is newer than the newest.
         self.newest.send_replace(newest);
     }
 

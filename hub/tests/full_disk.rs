@@ -18,7 +18,7 @@ impl Drop for Mounted<'_> {
 fn a_full_disk_refuses_and_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let mount =
-        Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "dunlin-test"]).arg(dir.path()).output();
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=40m", "dunlin-test"]).arg(dir.path()).output();
     if !mount.is_ok_and(|out| out.status.success()) {
         return println!("skipped: a small file system of its own needs root");
     }

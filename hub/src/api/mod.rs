@@ -67,10 +67,10 @@ impl ApiState {
 
     /// Reads what is acknowledged.
     async fn read<T>(&self, f: impl FnOnce(View<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        if self.store.is_behind() {
+        if let Some(acknowledged) = self.store.behind() {
             // When the loop's inbox is full, it is awake.
             let _ = self.events.try_send(Event::Read);
-            self.store.caught_up().await?;
+            self.store.caught_up(acknowledged).await?;
         }
         self.store.read(f)
     }

@@ -68,7 +68,7 @@ impl StoreError {
         match self {
             StoreError::Engine(heed::Error::Mdb(e)) => *e == heed::MdbError::MapFull,
             StoreError::Engine(heed::Error::Io(source)) | StoreError::Io { source, .. } => {
-                source.kind() == std::io::ErrorKind::StorageFull
+                matches!(source.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
             }
             _ => false,
         }

@@ -20,7 +20,7 @@ pub use error::StoreError;
 pub use nodes::Token;
 pub use sessions::Sessions;
 pub use tasks::{Filled, TaskFilter, TaskPage};
-pub use write::{Write, Writer};
+pub use write::{Acknowledged, Write, Writer};
 
 use data::Data;
 use heed::types::Bytes;
@@ -131,7 +131,7 @@ impl Store {
 
     /// Whether the engine's next commit finds room for what the redo log may hold: on the disk, and below its bound.
     fn has_room_behind(&self) -> bool {
-        self.data.has_room() && self.data.in_use(&self.env) + data::AHEAD.0 <= self.bytes_max
+        self.data.has_room() && self.data.in_use(&self.env) + self.data.ahead() <= self.bytes_max
     }
 }
 

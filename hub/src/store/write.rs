@@ -142,31 +142,35 @@ fn apply(store: &Store, txn: &mut RwTxn<'_>, change: Change<'_>) -> Result<bool,
     }?)
 }
 
+/// A place in the order of what was acknowledged.
+#[derive(Debug, Clone, Copy)]
+pub struct Acknowledged(u64);
+
 /// How far the engine's commits are behind what was acknowledged.
 #[derive(Debug, Default)]
 pub(super) struct Behind {
     acknowledged: AtomicU64,
     committed: watch::Sender<u64>,
     wanted: AtomicBool,
+    has_writer: AtomicBool,
 }
 
 impl Store {
-    /// Whether a reader does not see yet what was acknowledged before this call. The writer is told that one wants to.
-    pub fn is_behind(&self) -> bool {
+    /// What was acknowledged before this call, when a reader does not see it yet. The writer is told that one wants to.
+    pub fn behind(&self) -> Option<Acknowledged> {
         let behind = &self.behind;
-        let is_behind = *behind.committed.borrow() < behind.acknowledged.load(Ordering::SeqCst);
-        if is_behind {
+        let acknowledged = behind.acknowledged.load(Ordering::SeqCst);
+        (*behind.committed.borrow() < acknowledged).then(|| {
             behind.wanted.store(true, Ordering::SeqCst);
-        }
-        is_behind
+            Acknowledged(acknowledged)
+        })
     }
 
-    /// Waits until a reader sees what was acknowledged before this call.
+    /// Waits until a reader sees what was acknowledged.
     ///
     /// # Errors
     /// The writer is gone, or stands still.
-    pub async fn caught_up(&self) -> Result<(), StoreError> {
-        let acknowledged = self.behind.acknowledged.load(Ordering::SeqCst);
+    pub async fn caught_up(&self, Acknowledged(acknowledged): Acknowledged) -> Result<(), StoreError> {
         let mut committed = self.behind.committed.subscribe();
         let caught_up = committed.wait_for(|committed| *committed >= acknowledged);
         match tokio::time::timeout(CATCH_UP, caught_up).await {
@@ -175,18 +179,24 @@ impl Store {
         }
     }
 
-    /// The writer; what the log holds is applied first. There is one at a time: another waits for it to be dropped.
+    /// The writer; what the log holds is applied first. There is one at a time.
     ///
     /// # Errors
-    /// The file system's, and the engine's.
+    /// `Locked` when there is one, the file system's, and the engine's.
     pub fn writer(&self) -> Result<Writer<'_>, StoreError> {
+        if self.behind.has_writer.swap(true, Ordering::SeqCst) {
+            return Err(StoreError::Locked(self.env.path().to_owned()));
+        }
+        let seat = Seat(&self.behind);
         let mark = self.read(|view| view.meta::<Mark>(MARK))?;
         let redo = Redo::open(self.env.path(), mark, self.sync)?;
-        let mut writer = Writer { store: self, open: None, redo, newest: Newest::default() };
+        let mut writer =
+            Writer { store: self, open: None, redo, newest: Newest::default(), torn: false, _seat: seat };
         let bodies = if mark.is_some() { writer.redo.bodies(false)? } else { Vec::new() };
         if mark.is_none() || !bodies.is_empty() {
             tracing::debug!(records = bodies.len(), "applying the redo log");
-            writer.apply(&bodies)?;
+            let txn = writer.applied(&bodies)?;
+            writer.commit_all(txn)?;
         }
         writer.redo.blank()?;
         Ok(writer)
@@ -200,6 +210,18 @@ pub struct Writer<'s> {
     open: Option<RwTxn<'s>>,
     redo: Redo,
     newest: Newest,
+    // Of the last record it is not known whether it is there.
+    torn: bool,
+    _seat: Seat<'s>,
+}
+
+/// The one writer's.
+struct Seat<'s>(&'s Behind);
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.0.has_writer.store(false, Ordering::SeqCst);
+    }
 }
 
 impl<'s> Writer<'s> {
@@ -221,7 +243,7 @@ impl<'s> Writer<'s> {
         }
         // Where it could end for lack of room, the engine's own commit says so before anything is acknowledged.
         if self.store.has_room_behind() && self.redo.fits(body.len(), changes) {
-            self.redo.append(&body, changes)?;
+            self.redo.append(&body, changes).inspect_err(|_| self.torn = true)?;
             self.open = Some(txn);
             self.store.behind.acknowledged.fetch_add(1, Ordering::SeqCst);
         } else {
@@ -252,23 +274,35 @@ impl<'s> Writer<'s> {
         }
     }
 
-    /// Goes back to what was acknowledged, after something failed.
+    /// Goes back to what was acknowledged, after something failed. Needs no room on a full disk, unless an append failed: then
+    /// what may be in the log must not count after a restart either.
     ///
     /// # Errors
     /// The file system's, and the engine's. What was acknowledged is still in the log.
     pub fn recover(&mut self) -> Result<(), StoreError> {
         self.open = None;
+        if !self.torn && !self.is_behind() {
+            return Ok(());
+        }
         let bodies = self.redo.bodies(true)?;
-        self.apply(&bodies)
+        let txn = self.applied(&bodies)?;
+        if self.torn {
+            self.commit_all(txn)?;
+            self.torn = false;
+        } else {
+            self.open = Some(txn);
+        }
+        Ok(())
     }
 
-    fn apply(&mut self, bodies: &[Vec<u8>]) -> Result<(), StoreError> {
+    /// A transaction that has what is in these bodies.
+    fn applied(&self, bodies: &[Vec<u8>]) -> Result<RwTxn<'s>, StoreError> {
         let mut txn = self.store.env.write_txn()?;
         for change in bodies.iter().flat_map(|body| redo::changes(body)) {
             let change = change.ok_or(StoreError::Corrupt { table: MARK })?;
             apply(self.store, &mut txn, change)?;
         }
-        self.commit_all(txn)
+        Ok(txn)
     }
 
     fn commit_all(&mut self, mut txn: RwTxn<'s>) -> Result<(), StoreError> {
